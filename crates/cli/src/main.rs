@@ -1,0 +1,2 @@
+//! The command `whimbrel`.
+fn main() {}

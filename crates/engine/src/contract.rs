@@ -1,0 +1,140 @@
+//! What the engine asks of a workload (source), of a replica (destination) and of whoever cleans up after a
+//! dead controller. `process` is the first to fulfil it, `qemu` will be the second.
+//!
+//! Byte vectors (`spec`, `layout`, `state`, `resources`) are opaque to the engine: they are written and read by
+//! the two halves of the same kind of workload. Their length is limited by `wire`.
+
+use std::error::Error;
+
+use whimbrel_policy::{PageRun, Scan};
+
+/// How the migration ended for the source's copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The workload runs at the destination: end the copy here.
+    Moved,
+    /// The workload stays: it runs on here as if nothing had happened.
+    Stays,
+}
+
+/// Whether pages are tracked while the workload runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Pages are tracked and sent while it runs.
+    Live,
+    /// Everything happens while it is frozen (stop-copy): tracking is never armed.
+    Stopped,
+}
+
+/// What one scan found, with the layout it was made in.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// Written, lost and present pages.
+    pub scan: Scan,
+    /// The workload's layout if it is another than after the scan before (always after the first one).
+    pub layout: Option<Vec<u8>>,
+    /// Pages that exist with content of their own, for progress and the traffic limit; an estimate while running.
+    pub pages_total: u64,
+}
+
+/// The source's side: something that runs and can be read, stopped and described.
+///
+/// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `freeze`, `capture`,
+/// `scan_frozen` with `read` between, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
+/// leave the workload running, dirty bits and huge pages mended, with nothing of ours left in it.
+pub trait Workload {
+    /// One sentence that says what, where and what to do.
+    type Error: Error + Send + Sync + 'static;
+
+    /// What the destination must check and prepare. Refuses what cannot move, before anything is touched.
+    fn describe(&mut self) -> Result<Vec<u8>, Self::Error>;
+
+    /// What must be undone if the controller dies now, for [`Recover`]. The engine asks after each call
+    /// that may have changed it, and journals it; resources that outlive us are announced before they are made.
+    fn resources(&self) -> Vec<u8>;
+
+    /// Starts the tracking of writes (in [`Mode::Live`]). On failure the workload runs untouched.
+    fn begin(&mut self, mode: Mode) -> Result<(), Self::Error>;
+
+    /// Pages written since the scan before, get-and-clear, while the workload runs. In the first one: every
+    /// page with content of its own. A range that could not be scanned is reported as written the next time.
+    fn scan(&mut self) -> Result<Scanned, Self::Error>;
+
+    /// Which of `runs` were written since the last scan; clears nothing.
+    fn rewritten(&mut self, runs: &[PageRun], out: &mut Vec<PageRun>) -> Result<(), Self::Error>;
+
+    /// Reads `runs` one after the other into `buffer`, whose length is their sum in bytes. Runs that could not be
+    /// read are added to `failed` and their bytes mean nothing.
+    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<(), Self::Error>;
+
+    /// Stops every thread and the network of the workload. Frozen on success, running on failure.
+    fn freeze(&mut self) -> Result<(), Self::Error>;
+
+    /// The state beside the memory. Frozen before and after, also on failure.
+    fn capture(&mut self) -> Result<Vec<u8>, Self::Error>;
+
+    /// Like `scan`, of the frozen workload, with `present`.
+    fn scan_frozen(&mut self) -> Result<Scanned, Self::Error>;
+
+    /// Makes the freeze outlive us: from here on only `release` or [`Recover`] lets it run again.
+    fn hold(&mut self) -> Result<(), Self::Error>;
+
+    /// The end. After `Moved` the copy is gone; after `Stays` it runs. Idempotent.
+    fn release(&mut self, outcome: Outcome) -> Result<(), Self::Error>;
+}
+
+/// The destination's side: exists from the first round, memory goes straight to its final place.
+///
+/// Order of calls: `prepare`, then `follow`, `write`, `zero`, `forget` in the order of the stream, `load`, `start`.
+/// `discard` may come at any point before `start` and leaves nothing behind.
+pub trait Replica {
+    /// One sentence that says what, where and what to do.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Checks that the workload can live here and builds the empty shell. Errors are shown at the source.
+    fn prepare(&mut self, spec: &[u8]) -> Result<(), Self::Error>;
+
+    /// As in [`Workload::resources`].
+    fn resources(&self) -> Vec<u8>;
+
+    /// Takes over a new layout. Pages that `lost` named at the source are gone afterwards.
+    fn follow(&mut self, layout: &[u8]) -> Result<(), Self::Error>;
+
+    /// Writes the pages of `run`; `data` has their length.
+    fn write(&mut self, run: PageRun, data: &[u8]) -> Result<(), Self::Error>;
+
+    /// The pages of `run` read as zeros from here on.
+    fn zero(&mut self, run: PageRun) -> Result<(), Self::Error>;
+
+    /// The pages of `run` are as if they had never been written (zero, or what the file holds).
+    fn forget(&mut self, run: PageRun) -> Result<(), Self::Error>;
+
+    /// Builds everything from the state; all memory is there. The workload is complete but held by something that
+    /// outlives us: from here on `start` or [`Recover::start`] is all it takes.
+    fn load(&mut self, state: &[u8]) -> Result<(), Self::Error>;
+
+    /// Lets it run. Called once, after the commit was journalled. Idempotent.
+    fn start(&mut self) -> Result<(), Self::Error>;
+
+    /// What can wait until it runs (huge pages mended, announcements repeated). Failures are only reported.
+    fn settle(&mut self) -> Result<(), Self::Error>;
+
+    /// Ends the shell and leaves nothing behind. Idempotent.
+    fn discard(&mut self) -> Result<(), Self::Error>;
+}
+
+/// Cleans up from `resources` alone, in another process than the one that made them, which is dead. Every method is
+/// idempotent and may find any part of the work done already.
+pub trait Recover {
+    /// One sentence that says what, where and what to do.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Source: the workload runs on here.
+    fn stays(&self, resources: &[u8]) -> Result<(), Self::Error>;
+    /// Source: the workload runs at the destination; end the copy here.
+    fn moved(&self, resources: &[u8]) -> Result<(), Self::Error>;
+    /// Destination: nothing has started and never will.
+    fn discard(&self, resources: &[u8]) -> Result<(), Self::Error>;
+    /// Destination: the commit is journalled; make it run.
+    fn start(&self, resources: &[u8]) -> Result<(), Self::Error>;
+}
