@@ -1,0 +1,83 @@
+//! Bytes from a hostile peer, at every entry point: arbitrary ones, and good streams with a few bits changed.
+//! The fuzz targets in `fuzz/` use the same entry points for longer.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use whimbrel_wire::{hostile, write_message, BulkWriter, DestinationTimes, Message, Run, Sentence};
+
+fn good_control() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for message in [
+        Message::Ping,
+        Message::Spec(vec![1; 3000]),
+        Message::BarrierAck { stream: 0, number: 7 },
+        Message::State(vec![2; 70_000]),
+        Message::Started(DestinationTimes::default()),
+        Message::Abort(Sentence::new("the disk is full")),
+    ] {
+        write_message(&mut bytes, &message).unwrap();
+    }
+    bytes
+}
+
+fn good_bulk() -> Vec<u8> {
+    let mut writer = BulkWriter::new(Vec::new());
+    let run = |first, count| Run {
+        space: 1,
+        first,
+        count,
+    };
+    let pages = vec![9; 5 * 4096];
+    writer.layout(&[4; 500]).unwrap();
+    writer
+        .pages([(run(0, 1), &pages[..4096]), (run(7, 4), &pages[4096..])])
+        .unwrap();
+    writer.zeros(&[run(100, 1 << 30), run(20, 1)]).unwrap();
+    writer.drops(&[run(200, 1 << 30)]).unwrap();
+    writer.barrier(3).unwrap();
+    writer.stream().clone()
+}
+
+/// Flips some bits of `bytes`, most of them near the frame headers at the start.
+fn damaged(bytes: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let at = prop_oneof![0..bytes.len().min(600), 0..bytes.len()];
+    let flips = proptest::collection::vec((at, 0u8..8), 1..5);
+    (Just(bytes), flips).prop_map(|(mut bytes, flips)| {
+        flips.into_iter().for_each(|(at, bit)| bytes[at] ^= 1 << bit);
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..50) {
+        hostile::control(&bytes, piece);
+        hostile::bulk(&bytes);
+        prop_assert!(!hostile::greeting(&bytes));
+    }
+
+    #[test]
+    fn a_right_first_word_and_arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 56..200)) {
+        let greeting = [b"WHIMBREL\x01\x00\x01\x00".as_slice(), &bytes].concat();
+        prop_assert!(!hostile::greeting(&greeting));
+    }
+
+    #[test]
+    fn damaged_messages(bytes in damaged(good_control()), piece in 100usize..100_000) {
+        prop_assert!(hostile::control(&bytes, piece) <= 100);
+    }
+
+    #[test]
+    fn damaged_pages(bytes in damaged(good_bulk())) {
+        prop_assert!(hostile::bulk(&bytes) <= 100);
+    }
+}
+
+#[test]
+fn good_streams_are_understood() {
+    assert_eq!(hostile::control(&good_control(), 1000), 6);
+    assert_eq!(hostile::bulk(&good_bulk()), 7);
+}
