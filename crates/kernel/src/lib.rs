@@ -1,1 +1,7 @@
 //! kernel (see ARCHITECTURE.md).
+pub mod announce;
+pub mod error;
+pub mod freezer;
+pub mod namespace;
+pub mod netlink;
+pub mod spawn;
