@@ -1,7 +1,9 @@
 //! kernel (see ARCHITECTURE.md).
 pub mod announce;
 pub mod error;
+pub mod fd;
 pub mod freezer;
 pub mod namespace;
 pub mod netlink;
+pub mod socket;
 pub mod spawn;
