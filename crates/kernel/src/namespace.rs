@@ -254,31 +254,43 @@ fn idle() -> ! {
     }
 }
 
-/// Blocks all signals of the calling thread until it is dropped.
+/// Blocks all signals of the calling thread until it is dropped; by the system call, because the C library leaves out the
+/// two that it uses itself.
 struct SignalMask {
-    before: libc::sigset_t,
+    before: u64,
 }
 
 impl SignalMask {
     fn block_all() -> Result<Self> {
-        // SAFETY: a sigset_t is plain bits; both sets are valid for the calls.
-        unsafe {
-            let mut all: libc::sigset_t = mem::zeroed();
-            let mut before: libc::sigset_t = mem::zeroed();
-            libc::sigfillset(&mut all);
-            check(
-                "block signals",
-                libc::sigprocmask(libc::SIG_SETMASK, &all, &mut before).into(),
-            )?;
-            Ok(Self { before })
+        let before = Self::set(u64::MAX).map_err(|e| Error::call("block all signals", e))?;
+        Ok(Self { before })
+    }
+
+    /// Returns the mask before.
+    fn set(mask: u64) -> io::Result<u64> {
+        let mut before = 0u64;
+        let size = mem::size_of::<u64>();
+        // SAFETY: both masks have the size that is passed.
+        let set = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const mask,
+                &raw mut before,
+                size,
+            )
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
         }
+        Ok(before)
     }
 }
 
 impl Drop for SignalMask {
     fn drop(&mut self) {
-        // SAFETY: `before` was filled by the kernel.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
+        // It worked with the same arguments before, so it does now.
+        let _ = Self::set(self.before);
     }
 }
 
@@ -350,6 +362,15 @@ impl Children {
 pub fn kill_all_others() {
     // SAFETY: kill takes no pointer. In a PID namespace -1 means everything in it but the first process.
     unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// Ends the process by SIGKILL; one that is gone already is no error.
+pub fn kill(pid: i32) {
+    // Numbers below 1 would mean groups of processes.
+    if pid > 0 {
+        // SAFETY: kill takes no pointer.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
 }
 
 /// Which of the descriptors can be read or are at their end; none after `longest` (in vain). `None` entries never are.

@@ -1,3 +1,5 @@
 //! A [`Workload`](whimbrel_engine::Workload) and a [`Replica`](whimbrel_engine::Replica) made of Linux processes.
 //! The files are listed in ARCHITECTURE.md.
 #![forbid(unsafe_code)]
+
+pub mod container;

@@ -1,0 +1,164 @@
+//! What a container leaves in the system, and how to remove it knowing nothing else.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use whimbrel_kernel::freezer::Group;
+use whimbrel_kernel::netlink::{Mac, Netlink};
+
+use super::{Address, Error, Result};
+
+/// How long killed processes may take to be gone.
+const DEATH_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A process that is not mistaken for another one that got its number later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number in the controller's PID namespace.
+    pub pid: i32,
+    /// When it began, in clock ticks since boot (field 22 of /proc/PID/stat, man 5 proc).
+    pub start_time: u64,
+}
+
+/// Everything that a container consists of outside of its processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// The workload's name.
+    pub name: String,
+    /// The directory with its log and its entry.
+    pub directory: PathBuf,
+    /// The directory of its control group.
+    pub group: PathBuf,
+    /// PID 1 of its namespace; `None` before it was made (then it ends with the controller by itself).
+    pub init: Option<Identity>,
+    /// Its network, if it has one of its own.
+    pub network: Option<NetworkResources>,
+}
+
+/// The network of a container as seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkResources {
+    /// The interface on the host, a port of `bridge`.
+    pub port: String,
+    /// The bridge.
+    pub bridge: String,
+    /// The interface inside.
+    pub interface: String,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+}
+
+impl Identity {
+    /// Of the process that has this number now.
+    pub fn of(pid: i32) -> Result<Self> {
+        let path = PathBuf::from(format!("/proc/{pid}/stat"));
+        let stat = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+        match parse_stat(&stat) {
+            Some((_, start_time)) => Ok(Self { pid, start_time }),
+            None => Err(Error::refused(format!(
+                "{} is not in the form that is known",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Whether it still runs: neither gone, nor a zombie, nor another process.
+    pub fn is_alive(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        let fields = stat.ok().and_then(|stat| parse_stat(&stat));
+        fields.is_some_and(|(state, start_time)| start_time == self.start_time && !matches!(state, 'Z' | 'X'))
+    }
+}
+
+/// State and start time. The second field, the name, may hold blanks and parentheses.
+fn parse_stat(stat: &str) -> Option<(char, u64)> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Ends a container and leaves nothing behind: whatever still runs in it is killed without a word to its peers. For a
+/// replica that is given up as well as for the copy of a workload that has moved. Idempotent.
+pub fn end(resources: &Resources) -> Result<()> {
+    // The network first: sockets of dying processes would close their connections, which live on elsewhere.
+    if let Some(network) = &resources.network {
+        remove_port(&network.port)?;
+    }
+    let group = Group::at(&resources.group);
+    let mut doomed = Vec::new();
+    for pid in group.processes()? {
+        doomed.extend(Identity::of(pid)); // an error: it has ended
+    }
+    doomed.extend(resources.init.filter(Identity::is_alive));
+    doomed.iter().for_each(kill);
+    // Version 1 of the freezer keeps killed processes frozen.
+    group.thaw()?;
+    await_death(&doomed)?;
+    group.remove()?;
+    remove_directory(&resources.directory)
+}
+
+fn kill(process: &Identity) {
+    whimbrel_kernel::namespace::kill(process.pid);
+}
+
+fn await_death(doomed: &[Identity]) -> Result<()> {
+    let deadline = Instant::now() + DEATH_WAIT_MAX;
+    while let Some(process) = doomed.iter().find(|process| process.is_alive()) {
+        if Instant::now() > deadline {
+            return Err(Error::refused(format!(
+                "process {} was killed but did not end within {} s; it hangs in the kernel",
+                process.pid,
+                DEATH_WAIT_MAX.as_secs()
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn remove_port(name: &str) -> Result<()> {
+    let mut net = Netlink::open()?;
+    if let Some(link) = net.link(name)? {
+        net.delete_link(link.index)?;
+    }
+    Ok(())
+}
+
+fn remove_directory(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", directory, e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_parsed_whatever_the_name_is() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(parse_stat(&format!("12 (a) b (c) {tail}")), Some(('S', 4711)));
+        assert_eq!(parse_stat("12 (a) S 1 2"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn an_identity_is_not_that_of_a_later_process() {
+        let me = Identity::of(std::process::id() as i32).unwrap();
+        assert!(me.is_alive());
+        assert!(!Identity {
+            start_time: me.start_time + 1,
+            ..me
+        }
+        .is_alive());
+    }
+}
