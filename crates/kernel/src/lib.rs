@@ -7,3 +7,4 @@ pub mod namespace;
 pub mod netlink;
 pub mod socket;
 pub mod spawn;
+pub mod task;

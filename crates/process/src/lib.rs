@@ -3,3 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod container;
+pub mod refusal;
+pub mod state;
