@@ -6,5 +6,6 @@ pub mod freezer;
 pub mod namespace;
 pub mod netlink;
 pub mod socket;
+pub mod sparse;
 pub mod spawn;
 pub mod task;
