@@ -130,10 +130,16 @@ impl FileSpec {
             Identity::Presence => Need::Presence,
         };
         let here = identify(&root.join(self.path.trim_start_matches('/')), need);
-        let here = here.map_err(|source| FileError::Missing { path: self.path.clone(), source })?;
+        let here = here.map_err(|source| FileError::Missing {
+            path: self.path.clone(),
+            source,
+        })?;
         match explain(&self.identity, &here) {
             None => Ok(()),
-            Some(difference) => Err(FileError::Different { path: self.path.clone(), difference }),
+            Some(difference) => Err(FileError::Different {
+                path: self.path.clone(),
+                difference,
+            }),
         }
     }
 }
@@ -141,7 +147,9 @@ impl FileSpec {
 impl Identity {
     fn size(&self) -> Option<u64> {
         match self {
-            Identity::Content { size, .. } | Identity::Change { size, .. } | Identity::Size { size } => Some(*size),
+            Identity::Content { size, .. } | Identity::Change { size, .. } | Identity::Size { size } => {
+                Some(*size)
+            }
             Identity::Presence => None,
         }
     }
@@ -173,12 +181,18 @@ mod tests {
     fn the_same_content_is_the_same_file_and_another_is_named() {
         let path = scratch("same", b"content");
         let name = path.to_str().unwrap().to_owned();
-        let spec = FileSpec { path: name.clone(), identity: identify(&path, Need::Content).unwrap() };
+        let spec = FileSpec {
+            path: name.clone(),
+            identity: identify(&path, Need::Content).unwrap(),
+        };
         spec.check(Path::new("/")).unwrap();
 
         fs::write(&path, b"CONTENT").unwrap();
         let sentence = spec.check(Path::new("/")).unwrap_err().to_string();
-        assert!(sentence.contains(&name) && sentence.contains("same size, other content"), "{sentence}");
+        assert!(
+            sentence.contains(&name) && sentence.contains("same size, other content"),
+            "{sentence}"
+        );
 
         fs::write(&path, b"longer content").unwrap();
         let sentence = spec.check(Path::new("/")).unwrap_err().to_string();
@@ -186,7 +200,10 @@ mod tests {
 
         fs::remove_file(&path).unwrap();
         let sentence = spec.check(Path::new("/")).unwrap_err().to_string();
-        assert!(sentence.contains(&name) && sentence.contains("cannot be opened"), "{sentence}");
+        assert!(
+            sentence.contains(&name) && sentence.contains("cannot be opened"),
+            "{sentence}"
+        );
     }
 
     #[test]

@@ -3,5 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod container;
+pub mod files;
+pub mod layout;
+pub mod objects;
 pub mod refusal;
 pub mod state;
+pub mod vdso;
