@@ -366,10 +366,19 @@ pub fn kill_all_others() {
 
 /// Ends the process by SIGKILL; one that is gone already is no error.
 pub fn kill(pid: i32) {
+    signal(pid, libc::SIGKILL);
+}
+
+/// Asks the process to end by SIGTERM; one that is gone already is no error.
+pub fn terminate(pid: i32) {
+    signal(pid, libc::SIGTERM);
+}
+
+fn signal(pid: i32, signal: i32) {
     // Numbers below 1 would mean groups of processes.
     if pid > 0 {
         // SAFETY: kill takes no pointer.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
+        unsafe { libc::kill(pid, signal) };
     }
 }
 

@@ -6,11 +6,9 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
-extern crate std;
 
 pub mod migration;
 pub mod pages;
 
 pub use migration::{Event, Limits, Migration, Order, Scan, Sent};
-pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};
+pub use pages::{PageRun, PageSet, Pages, SpaceId, PAGE_SIZE};

@@ -383,7 +383,7 @@ fn receive(control: &mut Channel, what: &str) -> Result<Reply> {
 
 fn init_failed(what: &str, e: io::Error) -> Error {
     match e.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
             Error::Init(format!("cannot {what}: it has ended"))
         }
         io::ErrorKind::WouldBlock => Error::Init(format!(

@@ -122,7 +122,7 @@ impl Registry {
             .process
             .or(entry.resources.init)
             .is_some_and(|process| process.is_alive());
-        if !alive && entry.phase == Phase::Running {
+        if !alive {
             entry.phase = Phase::Ended;
             entry.exit = read_json(&directory.join(EXIT))?;
         }

@@ -1,0 +1,262 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use whimbrel_process::container::Address;
+
+use crate::demo::server::ServerArgs;
+use crate::demo::DemoArgs;
+use crate::units;
+
+/// What every command's exit code means.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  failed; the workload runs on where it was
+    2  the command line is wrong
+    3  refused before anything was touched
+    4  undecided: the workload is frozen at the source until the destination answers (see `whimbrel resume`)
+    5  the workload runs at the destination, but something after that failed
+  130  cancelled (Ctrl-C); the workload runs on where it was";
+
+/// Moves a running Linux workload to another machine while it runs.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a command so that it can move anywhere
+    Run(RunArgs),
+    /// List the workloads that run here and the migrations that are under way
+    Ps(PsArgs),
+    /// Show what a workload wrote to its output
+    Logs(LogsArgs),
+    /// End a workload and forget it
+    Stop(StopArgs),
+    /// Move a workload to a host where `whimbrel receive` runs
+    Migrate(MigrateArgs),
+    /// Take in a workload from another host
+    Receive(ReceiveArgs),
+    /// Decide a migration that was interrupted
+    Resume(ResumeArgs),
+    /// Show it all on this machine: two hosts made of namespaces, a server that moves between them under load
+    Demo(DemoArgs),
+    /// The demo's server
+    #[command(hide = true)]
+    DemoServer(ServerArgs),
+    /// The first process of a workload's namespaces
+    #[command(hide = true)]
+    Init(InitArgs),
+    /// Outlives a controller and cleans up after it
+    #[command(hide = true)]
+    Guardian(GuardianArgs),
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What to call it [default: the program's name and four digits]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Address of its own on the network of a bridge, like 10.0.0.2/24; once for each address
+    #[arg(long, value_name = "ADDR/LEN")]
+    pub ip: Vec<Address>,
+    /// The bridge [default: the one with an address in the same network, else the only one]
+    #[arg(long, value_name = "BRIDGE", requires = "ip")]
+    pub bridge: Option<String>,
+    /// Default gateway [default: the host's own behind the bridge, else the bridge]
+    #[arg(long, value_name = "ADDR", requires = "ip")]
+    pub gateway: Vec<IpAddr>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `ps`
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// As lines of JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Also those that have ended
+    #[arg(long, short)]
+    pub all: bool,
+}
+
+/// `logs`
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The workload's name
+    pub name: String,
+    /// Go on with what it writes from now on, until it ends or moves away
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// `stop`
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The workload's name
+    pub name: String,
+    /// How long it may take after SIGTERM until SIGKILL
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub timeout: Duration,
+}
+
+/// `migrate`
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// A name given by `run`, or the PID of a process
+    pub workload: String,
+    /// Where `whimbrel receive` listens
+    #[arg(value_name = "HOST:PORT")]
+    pub destination: String,
+    /// The one-time key that `receive` printed
+    #[arg(long, env = "WHIMBREL_KEY", hide_env_values = true, value_name = "KEY")]
+    pub key: String,
+    /// Copy memory while it runs, or stop it first
+    #[arg(long, value_enum, default_value_t = Strategy::Precopy)]
+    pub strategy: Strategy,
+    /// Switch over as soon as the predicted downtime is at most this
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::duration)]
+    pub max_downtime: Duration,
+    /// Send pages at most at this rate, like 1gbit or 100MB/s
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub max_bandwidth: Option<u64>,
+    /// At most so many rounds of pre-copy, the first full pass included
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub max_rounds: u32,
+    /// Before the switch-over send at most so many percent of the workload's memory
+    #[arg(long, value_name = "PERCENT", default_value_t = 400)]
+    pub max_traffic: u32,
+    /// Write everything that happens to a file, as lines of JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Give up when the other end is silent for so long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub link_timeout: Duration,
+}
+
+/// How to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Strategy {
+    /// All memory while it runs, again what was written meanwhile, and so on; then a short stop
+    Precopy,
+    /// Stop it, then send everything
+    Stopcopy,
+}
+
+/// `receive`
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Address and port to listen on; 0.0.0.0:7440 for every network of this host
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7440")]
+    pub listen: String,
+    /// Go on after the first workload
+    #[arg(long)]
+    pub keep: bool,
+    /// The bridge for the workload's network [default: the one with an address in the same network, else the only one]
+    #[arg(long, value_name = "BRIDGE")]
+    pub bridge: Option<String>,
+    /// Write everything that happens to a file, as lines of JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Give up when the other end is silent for so long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub link_timeout: Duration,
+}
+
+/// `resume`
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The migration's id, as `whimbrel ps` shows it
+    pub id: String,
+    /// Let the workload run on here without an answer of the destination. If it was started there, it will run twice
+    #[arg(long, requires = "force")]
+    pub here: bool,
+    /// Yes, I know that it does not run at the destination
+    #[arg(long, requires = "here")]
+    pub force: bool,
+}
+
+/// `init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The inherited end of the connection to the controller
+    pub control: i32,
+}
+
+/// `guardian`
+#[derive(Debug, Args)]
+pub struct GuardianArgs {
+    /// The migration that it guards; everything of this host that is interrupted, if it is not known yet
+    #[arg(long)]
+    pub id: Option<String>,
+    /// The inherited end of a pipe whose other end the controller has
+    #[arg(long)]
+    pub pipe: i32,
+    /// The inherited listening socket
+    #[arg(long)]
+    pub listener: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_the_command_as_it_is() {
+        let Command::Run(run) =
+            parse("whimbrel run --name a --ip 10.0.0.2/24 --ip fd00::2/64 -- java -Xmx1g --name b").unwrap()
+        else {
+            panic!("not run");
+        };
+        assert_eq!(
+            (run.name.as_deref(), run.ip.len(), run.command.len()),
+            (Some("a"), 2, 4)
+        );
+        assert!(parse("whimbrel run").is_err());
+        assert!(parse("whimbrel run --bridge br0 -- x").is_err());
+    }
+
+    #[test]
+    fn migrate_reads_goals() {
+        let line =
+            "whimbrel migrate shop h:1 --key K --max-downtime 80ms --max-bandwidth 1gbit --strategy stopcopy";
+        let Command::Migrate(migrate) = parse(line).unwrap() else {
+            panic!("not migrate")
+        };
+        assert_eq!(migrate.max_downtime, Duration::from_millis(80));
+        assert_eq!(migrate.max_bandwidth, Some(125_000_000));
+        assert_eq!(migrate.strategy, Strategy::Stopcopy);
+        assert!(parse("whimbrel migrate shop h:1 --key K --max-downtime 80").is_err());
+        assert!(parse("whimbrel migrate shop h:1 --key K --strategy hope").is_err());
+    }
+
+    #[test]
+    fn forcing_has_to_be_said_twice() {
+        assert!(parse("whimbrel resume 0a --here").is_err());
+        assert!(parse("whimbrel resume 0a --force").is_err());
+        assert!(parse("whimbrel resume 0a --here --force").is_ok());
+    }
+}

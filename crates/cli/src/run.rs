@@ -1,0 +1,89 @@
+//! `whimbrel run`: starts a workload in a container.
+
+use anyhow::{anyhow, Context};
+use whimbrel_process::container::{
+    self, Address, Command, Container, ContainerSpec, Entry, Exit, NetworkSpec, Options, Plan, Registry,
+    Route,
+};
+
+use crate::args::RunArgs;
+use crate::exit::refused;
+
+/// Starts the command and prints the workload's name and PID.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let words: Vec<String> = args
+        .command
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let mut spec = ContainerSpec::new(args.name.as_deref(), &words).map_err(refused)?;
+    spec.network = network(args).map_err(refused)?;
+    let options = Options {
+        bridge: args.bridge.clone(),
+        ..Options::default()
+    };
+    let plan = Plan::new(&spec, &options).map_err(refused)?;
+    let mut container = Container::create(plan, None)?;
+    match start(&mut container, args) {
+        Ok(pid) => {
+            println!("{} {pid}", spec.name);
+            Ok(())
+        }
+        Err(error) => Err(explain(error, &container, &options.registry)),
+    }
+}
+
+fn network(args: &RunArgs) -> container::Result<Option<NetworkSpec>> {
+    if args.ip.is_empty() {
+        return Ok(None);
+    }
+    let mut network = NetworkSpec::new(args.ip.clone(), args.bridge.as_deref())?;
+    if !args.gateway.is_empty() {
+        let unreachable =
+            |gateway: &&std::net::IpAddr| !args.ip.iter().any(|ip: &Address| ip.contains(**gateway));
+        if let Some(gateway) = args.gateway.iter().find(unreachable) {
+            return Err(container::Error::Refused(format!(
+                "the gateway {gateway} is not in the network of any --ip; give one that the workload can reach"
+            )));
+        }
+        let over = |gateway| Route {
+            destination: None,
+            gateway: Some(gateway),
+        };
+        network.routes = args.gateway.iter().copied().map(over).collect();
+    }
+    Ok(Some(network))
+}
+
+fn start(container: &mut Container, args: &RunArgs) -> anyhow::Result<i32> {
+    let command = Command {
+        arguments: args.command.clone(),
+        environment: std::env::vars_os().collect(),
+        directory: std::env::current_dir().context("cannot find the working directory")?,
+    };
+    let started = container.run(&command)?;
+    container.survive()?;
+    container.note_running(started.pid)?;
+    Ok(started.pid)
+}
+
+/// A command that ended at once has left its reason in the log; one that never began leaves nothing.
+fn explain(error: anyhow::Error, container: &Container, registry: &Registry) -> anyhow::Error {
+    let name = &container.spec().name;
+    let entry = registry.get(name).ok().flatten();
+    match entry.and_then(|entry: Entry| entry.exit) {
+        Some(exit) => anyhow!("the command {}; its output: whimbrel logs {name}", ended(exit)),
+        None => match container::end(container.resources()) {
+            Ok(()) => error,
+            Err(e) => error.context(e.to_string()),
+        },
+    }
+}
+
+/// How a workload ended, as the end of a sentence.
+pub fn ended(exit: Exit) -> String {
+    match exit {
+        Exit::Exited(code) => format!("ended with exit code {code}"),
+        Exit::Killed(signal) => format!("was ended by signal {signal}"),
+    }
+}
