@@ -5,6 +5,7 @@ pub mod fd;
 pub mod freezer;
 pub mod namespace;
 pub mod netlink;
+pub mod signal;
 pub mod socket;
 pub mod sparse;
 pub mod spawn;

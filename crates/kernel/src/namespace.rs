@@ -304,7 +304,7 @@ pub enum Ended {
 }
 
 /// Ends of child processes as something that can be waited for together with descriptors. SIGCHLD stays blocked in the calling
-/// thread; programs started by std's `Command` begin with no signal blocked.
+/// thread; programs started by [`crate::spawn::Setup`] begin with no signal blocked.
 pub struct Children {
     signals: OwnedFd,
 }

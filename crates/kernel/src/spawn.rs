@@ -2,11 +2,13 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::ptr;
 
 use crate::error::{Error, Result};
 
@@ -44,7 +46,7 @@ impl Setup {
         Ok(self)
     }
 
-    /// Starts `command`. The descriptors named with [`Setup::inherit`] must stay open until this returns.
+    /// Starts `command`, with no signal blocked. The descriptors named with [`Setup::inherit`] must stay open until this returns.
     pub fn spawn(self, command: &mut Command) -> Result<Child> {
         let what = format!("start {}", display(command.get_program()));
         // SAFETY: the closure runs between fork and exec and calls async-signal-safe functions only; all memory that it
@@ -54,6 +56,7 @@ impl Setup {
     }
 
     fn apply(&self) -> io::Result<()> {
+        unblock_signals()?;
         for &fd in &self.inherit {
             // SAFETY: fcntl with F_SETFD takes no pointer.
             check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
@@ -66,6 +69,16 @@ impl Setup {
             Some(path) => join_group(path),
             None => Ok(()),
         }
+    }
+}
+
+/// Since Rust 1.66 a program inherits what its parent has blocked.
+fn unblock_signals() -> io::Result<()> {
+    // SAFETY: a sigset_t is plain bits; sigemptyset makes it valid.
+    unsafe {
+        let mut none: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut())).map(drop)
     }
 }
 

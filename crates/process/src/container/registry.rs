@@ -11,6 +11,8 @@ use super::{ContainerSpec, Error, Identity, Resources, Result};
 
 /// Where everything of ours lives that ends with the machine.
 const RUN_DIRECTORY: &str = "/run/whimbrel";
+/// How often a directory that somebody else removes at the same time is made again.
+const RESERVE_TRIES_MAX: u32 = 10;
 const ENTRY: &str = "meta.json";
 const EXIT: &str = "exit.json";
 const LOG: &str = "log";
@@ -150,10 +152,15 @@ impl Registry {
     pub fn reserve(&self, name: &str) -> Result<()> {
         self.check_free(name)?;
         let directory = self.directory(name);
-        fs::create_dir_all(&self.root).map_err(|e| Error::file("make", &self.root, e))?;
-        match fs::create_dir(&directory) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(taken(name)),
-            other => other.map_err(|e| Error::file("make", &directory, e))?,
+        // The end of the last workload may remove the directories above at this moment.
+        for _ in 0..RESERVE_TRIES_MAX {
+            fs::create_dir_all(&self.root).map_err(|e| Error::file("make", &self.root, e))?;
+            match fs::create_dir(&directory) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(taken(name)),
+                Err(e) => return Err(Error::file("make", &directory, e)),
+                Ok(()) => break,
+            }
         }
         let log = self.log(name);
         fs::File::create_new(&log)

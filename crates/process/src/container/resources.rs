@@ -134,9 +134,13 @@ fn remove_port(name: &str) -> Result<()> {
 
 fn remove_directory(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", directory, e)),
-        _ => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file("remove", directory, e)),
+        _ => {}
     }
+    // The last one takes the directories above along; they are not empty otherwise.
+    let parents = directory.ancestors().skip(1).take(2);
+    let _ = parents.map(fs::remove_dir).take_while(io::Result::is_ok).count();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -173,6 +173,25 @@ fn a_stub_has_its_number_and_nothing_else() {
 }
 
 #[test]
+fn a_workload_begins_with_no_signal_of_inits_blocked_or_ignored() {
+    let home = Home::new("signals");
+    let mut container = home.create(&spec("signals"));
+    let mut command = shell("");
+    command.arguments = ["/bin/grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]
+        .map(Into::into)
+        .to_vec();
+    container.run(&command).unwrap();
+    wait_for("two lines", || home.log("signals").lines().count() == 2);
+    let log = home.log("signals");
+    let masks: Vec<u64> = log
+        .lines()
+        .map(|line| u64::from_str_radix(&line[8..], 16).unwrap())
+        .collect();
+    let pipe_signal = 1 << (13 - 1);
+    assert_eq!((masks[0], masks[1] & pipe_signal), (0, 0), "{log}");
+}
+
+#[test]
 fn clocks_go_on_from_where_they_were() {
     let home = Home::new("clocks");
     let day_ns = 86_400_000_000_000;
