@@ -65,7 +65,12 @@ pub trait Workload {
 
     /// Reads `runs` one after the other into `buffer`, whose length is their sum in bytes. Runs that could not be
     /// read are added to `failed` and their bytes mean nothing.
-    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<(), Self::Error>;
+    fn read(
+        &mut self,
+        runs: &[PageRun],
+        buffer: &mut [u8],
+        failed: &mut Vec<PageRun>,
+    ) -> Result<(), Self::Error>;
 
     /// Stops every thread and the network of the workload. Frozen on success, running on failure.
     fn freeze(&mut self) -> Result<(), Self::Error>;

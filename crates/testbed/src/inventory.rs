@@ -44,7 +44,10 @@ impl Inventory {
             ("port", "bridge -o link"),
         ] {
             let text = host.network_tool(command)?;
-            inventory.add(what, text.lines().map(stable));
+            inventory.add(
+                what,
+                text.lines().filter(|line| !line.contains("fe80:")).map(stable),
+            );
         }
         inventory.add("process", processes(host));
         Ok(inventory)
@@ -74,7 +77,8 @@ impl Inventory {
     }
 }
 
-/// Leaves out what changes by itself: the lifetime and the expiry of addresses and routes.
+/// Leaves out what changes by itself: the expiry of routes. (Link-local addresses are left out altogether: the kernel gives
+/// every link one, a second later. The link itself is listed.)
 fn stable(line: &str) -> String {
     let mut words: Vec<&str> = line.split_whitespace().collect();
     if let Some(at) = words.iter().position(|&word| word == "expires") {

@@ -121,6 +121,11 @@ impl Running {
         }
     }
 
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        matches!(self.entered.try_wait(), Ok(Some(_)))
+    }
+
     /// Waits for the end.
     pub fn wait(&mut self, limit: Duration) -> Result<Finished> {
         let deadline = Instant::now() + limit;

@@ -86,17 +86,16 @@ impl Move<'_> {
         receiving.wait_success(LISTEN_MAX)?;
         let summary = summary(source)?;
         let direction = format!("{} → {}", source.name(), destination.name());
-        let seconds =
-            |name| Duration::try_from_secs_f64(number(&summary, name)? / 1e3).context("a time in the record");
+        let time = |name| Ok::<_, anyhow::Error>(Duration::from_micros(number(&summary, name)?));
         Ok(Moved {
             strategy: strategy.to_string(),
             direction,
             start,
             end,
-            total: seconds("total_ms")?,
-            downtime: seconds("downtime_ms")?,
-            bytes: number(&summary, "bytes")? as u64,
-            rounds: number(&summary, "rounds")? as u64,
+            total: time("total_us")?,
+            downtime: time("downtime_us")?,
+            bytes: number(&summary, "bulk_bytes")? + number(&summary, "state_bytes")?,
+            rounds: rounds(&summary)?,
         })
     }
 }
@@ -115,11 +114,18 @@ fn summary(source: &Host) -> anyhow::Result<Value> {
     serde_json::from_str(last).with_context(|| format!("the record's last line is not JSON: \"{last}\""))
 }
 
-fn number(summary: &Value, name: &str) -> anyhow::Result<f64> {
-    summary
-        .get(name)
-        .and_then(Value::as_f64)
-        .with_context(|| format!("the record has no {name}: {summary}"))
+fn number(summary: &Value, name: &str) -> anyhow::Result<u64> {
+    let number = summary.get(name).and_then(Value::as_u64);
+    number.with_context(|| format!("the record has no {name}: {summary}"))
+}
+
+/// Rounds of pre-copy: what was sent while the server was frozen is none.
+fn rounds(summary: &Value) -> anyhow::Result<u64> {
+    let rounds = summary.get("rounds").and_then(Value::as_array);
+    let rounds = rounds.context("the record has no rounds")?.iter();
+    Ok(rounds
+        .filter(|round| round.get("frozen") == Some(&Value::Bool(false)))
+        .count() as u64)
 }
 
 #[cfg(test)]
@@ -133,5 +139,13 @@ mod tests {
             Some("AB12-CD34")
         );
         assert_eq!(key_in("no key here"), None);
+    }
+
+    #[test]
+    fn the_frozen_round_is_not_counted() {
+        let round = |frozen| serde_json::json!({ "frozen": frozen });
+        let summary = serde_json::json!({ "rounds": [round(false), round(false), round(true)] });
+        assert_eq!(rounds(&summary).unwrap(), 2);
+        assert!(rounds(&serde_json::json!({})).is_err());
     }
 }

@@ -1,0 +1,205 @@
+//! Controllers are killed and cables cut at every phase: the workload runs in exactly one place with its data right, and
+//! nothing is left behind.
+
+use std::time::{Duration, Instant};
+
+use whimbrel_testbed::{programs, Running};
+
+use crate::rig::{How, Moving, Rig, Side, LONG};
+
+const SOURCE_PHASES: [&str; 13] = [
+    "check",
+    "connect",
+    "prepare",
+    "track",
+    "round",
+    "freeze",
+    "capture",
+    "last-scan",
+    "last-pages",
+    "hold",
+    "load",
+    "offer",
+    "release",
+];
+
+const DESTINATION_PHASES: [&str; 7] = ["prepare", "round", "load", "offer", "commit", "start", "settle"];
+
+/// What happens.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// The controller that has stopped there is killed.
+    Kill,
+    /// The cable is cut and mended again after both ends have noticed.
+    Cut,
+}
+
+/// What happens where.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    blow: Blow,
+    /// Whose controller stops itself at the beginning of the phase.
+    side: Side,
+    phase: &'static str,
+}
+
+impl Case {
+    fn how(self) -> How {
+        let phase = Some(self.phase);
+        match self.side {
+            Side::Alpha => How {
+                pause_source_at: phase,
+                ..How::impatient()
+            },
+            Side::Beta => How {
+                pause_destination_at: phase,
+                ..How::impatient()
+            },
+        }
+    }
+
+    fn strike(self, rig: &Rig, moving: &mut Moving) -> Result<(), String> {
+        let Moving { receive, migrate } = moving;
+        let (stopped, other) = match self.side {
+            Side::Alpha => (migrate, receive),
+            Side::Beta => (receive, migrate),
+        };
+        let text = |error: whimbrel_testbed::Error| error.to_string();
+        stopped
+            .wait_stopped(LONG)
+            .map_err(|error| format!("{error}; the other end: {}", other.output()))?;
+        match self.blow {
+            Blow::Kill => stopped.kill().map(drop).map_err(text),
+            Blow::Cut => {
+                rig.hosts.cut(&rig.hosts.beta).map_err(text)?;
+                stopped.go_on().map_err(text)?;
+                // The one at the source ends by itself, whatever it decides. The other may go on listening.
+                let ended = migrate_ended(self, stopped, other);
+                rig.hosts.mend(&rig.hosts.beta).map_err(text)?;
+                ended
+            }
+        }
+    }
+}
+
+/// Waits until `migrate` has noticed that the link is gone: it ends, or says that it must wait.
+fn migrate_ended(case: Case, stopped: &mut Running, other: &mut Running) -> Result<(), String> {
+    let migrate = match case.side {
+        Side::Alpha => stopped,
+        Side::Beta => other,
+    };
+    let finished = migrate.wait(LONG).map_err(|error| error.to_string())?;
+    match finished.code {
+        Some(0 | 1 | 4) => Ok(()),
+        _ => Err(format!("migrate ended with {finished:?}")),
+    }
+}
+
+/// Waits until the program runs on one host alone, and says on which.
+fn settled(rig: &Rig) -> Result<Side, String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let counts = [Side::Alpha, Side::Beta].map(|side| rig.processes(side, "machinery"));
+        let listed = |side| rig.whimbrel(side, "ps").output;
+        match counts {
+            [1, 0] => return Ok(Side::Alpha),
+            [0, 1] => return Ok(Side::Beta),
+            _ if Instant::now() > deadline => {
+                return Err(format!(
+                    "it runs {counts:?} times; alpha:\n{}beta:\n{}",
+                    listed(Side::Alpha),
+                    listed(Side::Beta)
+                ));
+            }
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// One case, on hosts where nothing runs.
+fn play(rig: &Rig, case: Case) -> Result<(), String> {
+    rig.run("machinery");
+    rig.more_steps(Side::Alpha, 3);
+    let mut moving = rig.begin_move(Side::Alpha, &case.how());
+    case.strike(rig, &mut moving)?;
+    let side = settled(rig)?;
+    // The steps count on without a gap: it has run once, and nothing of it was lost.
+    rig.more_steps(side, 10);
+    if settled(rig)? != side {
+        return Err("it settled twice, at different places".to_string());
+    }
+    // A `receive` that still listens for another try is no left-over.
+    drop(moving);
+    rig.nothing_left(&[side.other()])?;
+    rig.finish(side);
+    Ok(())
+}
+
+/// All cases, and all faults in one message. After a fault the hosts are made anew.
+fn play_all(blow: Blow, side: Side, phases: &[&'static str]) {
+    let program = [programs::c("machinery").unwrap()];
+    let mut faults = Vec::new();
+    let mut rig = Rig::new(&program);
+    for &phase in phases {
+        let case = Case { blow, side, phase };
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&rig, case)));
+        let fault = match played {
+            Ok(Ok(())) => continue,
+            Ok(Err(fault)) => fault,
+            Err(_) => "an assertion failed, see above".to_string(),
+        };
+        faults.push(format!("{blow:?} at {phase} of {side:?}: {fault}"));
+        rig = Rig::new(&program);
+    }
+    assert!(
+        faults.is_empty(),
+        "{} of {} cases failed:\n{}",
+        faults.len(),
+        phases.len(),
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn the_source_is_killed_at_each_phase() {
+    play_all(Blow::Kill, Side::Alpha, &SOURCE_PHASES);
+}
+
+#[test]
+fn the_destination_is_killed_at_each_phase() {
+    play_all(Blow::Kill, Side::Beta, &DESTINATION_PHASES);
+}
+
+#[test]
+fn the_cable_is_cut_at_each_phase_of_the_source() {
+    play_all(Blow::Cut, Side::Alpha, &SOURCE_PHASES);
+}
+
+#[test]
+fn the_cable_is_cut_at_each_phase_of_the_destination() {
+    play_all(Blow::Cut, Side::Beta, &DESTINATION_PHASES);
+}
+
+#[test]
+fn ctrl_c_cancels_and_the_workload_runs_on() {
+    let rig = Rig::new(&[programs::c("machinery").unwrap()]);
+    rig.run("machinery");
+    for phase in ["round", "freeze", "last-pages"] {
+        let how = How {
+            pause_source_at: Some(phase),
+            ..How::default()
+        };
+        let mut moving = rig.begin_move(Side::Alpha, &how);
+        moving.migrate.wait_stopped(LONG).unwrap();
+        moving.migrate.interrupt().unwrap();
+        moving.migrate.go_on().unwrap();
+        let finished = moving.migrate.wait(LONG).unwrap();
+        assert_eq!(finished.code, Some(130), "{finished:?}");
+        drop(moving);
+        rig.more_steps(Side::Alpha, 5);
+        rig.nothing_left(&[Side::Beta]).unwrap();
+    }
+    rig.moved(Side::Alpha, &How::default());
+    rig.more_steps(Side::Beta, 5);
+    rig.finish(Side::Beta);
+}

@@ -1,0 +1,12 @@
+//! Whole migrations of real processes between two namespaced hosts, with the commands that a user types.
+//!
+//! Run as root, one after the other: `make test`. `WHIMBREL_SOAK=1` (`make soak`) takes the long counts.
+#![allow(clippy::unwrap_used)]
+
+mod clients;
+mod errors;
+mod failure;
+mod hugepages;
+mod moves;
+mod rig;
+mod servers;

@@ -1,0 +1,307 @@
+//! Two hosts with the binary in them, one workload, and what every test asks of them.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use whimbrel_testbed::{Finished, Host, Inventory, Running, TwoHosts, ALPHA, BETA};
+
+/// The workload's name.
+pub const NAME: &str = "w";
+
+/// The workload's address, when it has one of its own.
+pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)), 7000);
+
+/// What takes longer hangs. Generous: two cores may be busy with something else.
+pub const LONG: Duration = Duration::from_secs(120);
+
+/// Directories that stay once they were made, and the record of the last move.
+const MAY_STAY: [&str; 4] = [
+    "file /run/whimbrel",
+    "file /run/whimbrel/journal",
+    "file /run/whimbrel/workloads",
+    "file /tmp/move.json",
+];
+
+/// A host, by its role in a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Alpha,
+    Beta,
+}
+
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Alpha => Self::Beta,
+            Self::Beta => Self::Alpha,
+        }
+    }
+
+    fn address(self) -> SocketAddr {
+        let address = match self {
+            Self::Alpha => ALPHA,
+            Self::Beta => BETA,
+        };
+        SocketAddr::new(address, 7440)
+    }
+}
+
+/// How a move shall be made.
+#[derive(Clone, Debug, Default)]
+pub struct How {
+    /// Further arguments of `migrate`.
+    pub arguments: Vec<String>,
+    /// Further arguments of `receive`.
+    pub receive_arguments: Vec<String>,
+    /// Where the source's controller stops itself.
+    pub pause_source_at: Option<&'static str>,
+    /// Where the destination's controller stops itself.
+    pub pause_destination_at: Option<&'static str>,
+}
+
+impl How {
+    /// A silent peer is given up soon.
+    pub fn impatient() -> Self {
+        let arguments = ["--link-timeout", "3s"].map(str::to_string).to_vec();
+        Self {
+            receive_arguments: arguments.clone(),
+            arguments,
+            ..Self::default()
+        }
+    }
+
+    /// With these arguments of `migrate`.
+    pub fn with(arguments: &str) -> Self {
+        Self {
+            arguments: arguments.split_whitespace().map(str::to_string).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Both ends of a move that is under way.
+pub struct Moving {
+    pub receive: Running,
+    pub migrate: Running,
+}
+
+/// See the module.
+pub struct Rig {
+    pub hosts: TwoHosts,
+    before: [Inventory; 2],
+}
+
+impl Rig {
+    /// Hosts with these programs; nothing runs yet.
+    pub fn new(programs: &[PathBuf]) -> Self {
+        let builder = TwoHosts::builder().program(env!("CARGO_BIN_EXE_whimbrel"));
+        let hosts = programs
+            .iter()
+            .fold(builder, |builder, program| builder.program(program))
+            .build()
+            .unwrap();
+        let before = hosts.inventory().unwrap();
+        Self { hosts, before }
+    }
+
+    pub fn host(&self, side: Side) -> &Host {
+        match side {
+            Side::Alpha => &self.hosts.alpha,
+            Side::Beta => &self.hosts.beta,
+        }
+    }
+
+    /// Runs `whimbrel` with these arguments to its end.
+    pub fn whimbrel(&self, side: Side, arguments: &str) -> Finished {
+        let words = ["whimbrel"].into_iter().chain(arguments.split_whitespace());
+        self.host(side).command(words).finish(LONG).unwrap()
+    }
+
+    /// Starts the workload on alpha.
+    pub fn run(&self, command: &str) {
+        self.run_with("", command);
+    }
+
+    /// Starts the workload on alpha with an address of its own.
+    pub fn serve(&self, command: &str) {
+        self.run_with(&format!("--ip {}/24", ADDRESS.ip()), command);
+    }
+
+    fn run_with(&self, options: &str, command: &str) {
+        let finished = self.whimbrel(Side::Alpha, &format!("run --name {NAME} {options} -- {command}"));
+        assert!(finished.success(), "whimbrel run: {finished:?}");
+    }
+
+    /// Moves the workload, which must succeed, and gives the last line of the record.
+    pub fn moved(&self, from: Side, how: &How) -> Value {
+        let mut moving = self.begin_move(from, how);
+        let source = moving.migrate.wait(LONG).unwrap();
+        if !source.success() {
+            let destination = moving
+                .receive
+                .wait(Duration::from_secs(20))
+                .map(|finished| finished.output);
+            let destination = destination.unwrap_or_else(|_| moving.receive.output());
+            panic!(
+                "migrate: {}\n{}\nreceive:\n{destination}",
+                source.status, source.output
+            );
+        }
+        let destination = moving.receive.wait(LONG).unwrap();
+        assert!(
+            destination.success(),
+            "receive: {}\n{}",
+            destination.status,
+            destination.output
+        );
+        self.record(from)
+    }
+
+    /// Starts both ends of a move.
+    pub fn begin_move(&self, from: Side, how: &How) -> Moving {
+        let address = from.other().address().to_string();
+        let words = ["whimbrel", "receive", "--listen", &address].map(str::to_string);
+        let words = words.into_iter().chain(how.receive_arguments.iter().cloned());
+        let mut receive = self.host(from.other()).command(words);
+        if let Some(phase) = how.pause_destination_at {
+            receive = receive.env("WHIMBREL_PAUSE_AT", phase);
+        }
+        let receive = receive.spawn().unwrap();
+        let line = receive.line_with("--key ", LONG).unwrap();
+        let key = line
+            .split_once("--key ")
+            .unwrap()
+            .1
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .to_string();
+        let fixed = ["whimbrel", "migrate", NAME, &address, "--json", "/tmp/move.json"];
+        let words = fixed
+            .into_iter()
+            .map(str::to_string)
+            .chain(how.arguments.iter().cloned());
+        let mut migrate = self.host(from).command(words).env("WHIMBREL_KEY", key);
+        if let Some(phase) = how.pause_source_at {
+            migrate = migrate.env("WHIMBREL_PAUSE_AT", phase);
+        }
+        Moving {
+            receive,
+            migrate: migrate.spawn().unwrap(),
+        }
+    }
+
+    /// The last line of the record that `migrate` has written.
+    fn record(&self, side: Side) -> Value {
+        let text = fs::read_to_string(self.host(side).path("/tmp/move.json")).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    }
+
+    /// What the workload has written, checked; see [`steps`].
+    pub fn steps(&self, side: Side) -> Vec<String> {
+        let finished = self.whimbrel(side, &format!("logs {NAME}"));
+        assert!(finished.success(), "whimbrel logs: {finished:?}");
+        steps(&finished.output).unwrap_or_else(|fault| panic!("{fault}"))
+    }
+
+    /// Waits for as many more steps, all of them right, and gives the last one.
+    pub fn more_steps(&self, side: Side, count: usize) -> String {
+        let goal = self.steps(side).len() + count;
+        let deadline = Instant::now() + LONG;
+        loop {
+            let steps = self.steps(side);
+            if steps.len() >= goal {
+                return steps.last().unwrap().clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} of {goal} steps: {:?}",
+                steps.len(),
+                steps.last()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends the workload; then nothing may be left of it anywhere.
+    pub fn finish(&self, side: Side) {
+        let finished = self.whimbrel(side, &format!("stop {NAME}"));
+        assert!(finished.success(), "whimbrel stop: {finished:?}");
+        self.nothing_left(&[Side::Alpha, Side::Beta]).unwrap();
+    }
+
+    /// Waits until these hosts are as they were before anything ran.
+    pub fn nothing_left(&self, sides: &[Side]) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let changes: Vec<String> = sides.iter().flat_map(|&side| self.changes(side)).collect();
+            if changes.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("left behind:\n{}", changes.join("\n")));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn changes(&self, side: Side) -> Vec<String> {
+        let now = self.hosts.inventory().unwrap();
+        let index = usize::from(side == Side::Beta);
+        let changes = now[index].changes_since(&self.before[index]).into_iter();
+        let counts = changes.filter(|change| !MAY_STAY.iter().any(|stays| change.get(2..) == Some(*stays)));
+        counts.map(|change| format!("{side:?}: {change}")).collect()
+    }
+
+    /// How many processes of a host have this word in their command line's first word.
+    pub fn processes(&self, side: Side, program: &str) -> usize {
+        let entries = fs::read_dir(self.host(side).path("/proc")).unwrap().flatten();
+        let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines
+            .filter(|line| {
+                line.split(|&byte| byte == 0)
+                    .next()
+                    .unwrap()
+                    .ends_with(program.as_bytes())
+            })
+            .count()
+    }
+}
+
+/// The lines `NAME N ok ...` of a workload's log. N must count from 1 on without a gap or a repetition, which proves that the
+/// workload has run at one place at a time and went on from where it was. No line may begin with BAD.
+pub fn steps(log: &str) -> Result<Vec<String>, String> {
+    let mut steps = Vec::new();
+    for line in log.lines() {
+        let mut words = line.split(' ').skip(1);
+        if line.contains("BAD") {
+            return Err(format!(
+                "the workload found: {line}\nbefore that: {:?}",
+                steps.last()
+            ));
+        }
+        let (Some(Ok(number)), Some("ok")) = (words.next().map(str::parse::<usize>), words.next()) else {
+            continue;
+        };
+        if number != steps.len() + 1 {
+            return Err(format!("step {} is followed by: {line}", steps.len()));
+        }
+        steps.push(line.to_string());
+    }
+    Ok(steps)
+}
+
+#[test]
+fn steps_are_counted_and_gaps_noticed() {
+    let step = |n: usize| format!("counter {n} ok pid 2\n");
+    assert_eq!(
+        steps(&(step(1) + "something else\n" + &step(2))).unwrap().len(),
+        2
+    );
+    assert!(steps(&(step(1) + &step(3))).is_err());
+    assert!(steps(&(step(1) + &step(1))).is_err());
+    assert!(steps(&(step(1) + "BAD counter: memory\n")).is_err());
+}
