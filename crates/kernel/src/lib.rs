@@ -1,6 +1,7 @@
 //! The only crate with unsafe Linux calls (see ARCHITECTURE.md).
 
 pub mod announce;
+pub mod cpu;
 pub mod error;
 pub mod fd;
 pub mod freezer;

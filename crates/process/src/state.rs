@@ -326,7 +326,7 @@ pub struct FileOwner {
 /// A device and an inode: the identity of a file or a shared memory object on the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId {
-    /// `st_dev`, as `(major << 32) | minor`.
+    /// `st_dev` as stat(2) gives it.
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,

@@ -1,0 +1,276 @@
+//! The state of a frozen process: threads, signals, timers, files, sockets.
+//!
+//! Every thread is stopped by ptrace. What /proc, ptrace and duplicated descriptors tell is read from outside; the rest is
+//! asked by system calls inside the process (`calls`), after which its registers are as they were.
+
+pub(crate) mod files;
+mod process;
+mod questions;
+pub(crate) mod sockets;
+pub mod syscalls;
+pub(crate) mod threads;
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use whimbrel_kernel::maps::Vma;
+use whimbrel_kernel::namespace;
+use whimbrel_kernel::proc::{self, Status};
+use whimbrel_kernel::ptrace::Stopped;
+use whimbrel_kernel::socket::UnixDiag;
+
+use crate::check;
+use crate::refusal::{Refusal, Subject};
+use crate::state::{Clocks, FileKind, OpenFile, ProcessState, Signals, State};
+use files::{Files, Scope};
+use threads::{Deliverable, Observed};
+
+pub use sockets::{leave_repair, RepairedSocket};
+pub use syscalls::RestartMemo;
+
+/// Why the state could not be captured. The process is as it was before, still stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error(transparent)]
+    Kernel(#[from] whimbrel_kernel::error::Error),
+    /// Something cannot move that was not there, or not visible, when the workload was checked.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Something is in a state that passes by itself.
+    #[error("{subject} {what}: let it run on and try again")]
+    Busy {
+        /// What.
+        subject: Subject,
+        /// In which state.
+        what: String,
+    },
+    /// The kernel gave something that we do not understand.
+    #[error("{0}")]
+    Odd(String),
+}
+
+impl Error {
+    /// Whether it is worth to let the workload run for a moment and freeze it again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Error::Busy { .. })
+    }
+}
+
+/// The result of a capture.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is read before the freeze: what cannot change, or is needed to clean up after us.
+#[derive(Debug)]
+pub struct Prefetch {
+    own_network: bool,
+    diag: UnixDiag,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME of the workload minus ours, in nanoseconds.
+    clock_offsets: (i64, i64),
+    /// TCP sockets as they are now: what [`leave_repair`] needs if we die while they are in repair mode.
+    pub sockets: Vec<RepairedSocket>,
+}
+
+impl Prefetch {
+    /// Reads it; the process runs.
+    ///
+    /// # Errors
+    /// The process cannot be examined.
+    pub fn read(pid: i32) -> Result<Prefetch> {
+        let theirs = proc::clock_offsets_ns(pid)?;
+        let ours = proc::clock_offsets_ns(std::process::id() as i32)?;
+        Ok(Prefetch {
+            own_network: check::has_own_network(pid)?,
+            diag: check::unix_diag(pid)?,
+            clock_offsets: (theirs.0 - ours.0, theirs.1 - ours.1),
+            sockets: sockets::prefetch(pid)?,
+        })
+    }
+}
+
+/// What a capture needs.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The stopped process. The calling thread is its tracer.
+    pub stopped: &'a Stopped,
+    /// Its mappings now.
+    pub mappings: &'a [Vma],
+    /// What [`Prefetch::read`] gave.
+    pub prefetch: &'a Prefetch,
+    /// Has seen every stop of this migration.
+    pub memo: &'a mut RestartMemo,
+}
+
+/// The result of a capture.
+#[derive(Debug)]
+pub struct Captured {
+    /// What travels.
+    pub state: State,
+    /// TCP sockets that are in repair mode now: give them to [`leave_repair`] when the workload stays.
+    pub repaired: Vec<RepairedSocket>,
+}
+
+/// Captures the state of a stopped process whose network is cut. Afterwards its threads are stopped as before, with their own
+/// registers, and its TCP connections are in repair mode (silent).
+///
+/// # Errors
+/// Something cannot move, or passes by itself ([`Error::is_transient`]). The process is as it was, and no
+/// connection is in repair mode.
+pub fn capture(input: Input<'_>) -> Result<Captured> {
+    let pid = input.stopped.pid();
+    let threads = observe(input.stopped, input.memo)?;
+    threads::check_alike(pid, &threads)?;
+    check::mappings(pid, input.mappings)?;
+    let inner_ids = threads::inner_ids(&threads);
+    let prefetch = input.prefetch;
+    let scope = Scope {
+        pid,
+        own_network: prefetch.own_network,
+        inner_ids: &inner_ids,
+        diag: Some(&prefetch.diag),
+    };
+    let mut found = Files::default();
+    // descriptors are read by another thread while this one, the tracer, asks the process
+    let (told, files) = std::thread::scope(|scope_threads| {
+        let files = scope_threads.spawn(|| files::capture(&scope, &mut found));
+        let told = ask(&input, threads, &inner_ids);
+        (
+            told,
+            files
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    let captured = files
+        .and(told)
+        .and_then(|told| assemble(prefetch, told, &mut found));
+    match captured {
+        Ok(state) => Ok(Captured {
+            state,
+            repaired: found.repaired,
+        }),
+        Err(error) => {
+            // best effort: the first error is the one to tell
+            let _ = leave_repair(pid, &found.repaired);
+            Err(error)
+        }
+    }
+}
+
+/// Undoes what a stop did to the program, without capturing anything: for every stop of the source but the last.
+///
+/// # Errors
+/// A thread cannot be examined.
+pub fn mend(stopped: &Stopped, memo: &mut RestartMemo) -> Result<()> {
+    let pid = stopped.pid();
+    let shared = threads::pending(pid, true)?;
+    let caught = Deliverable::new(Status::read(pid)?.hex("SigCgt").unwrap_or(0));
+    for tid in stopped.tids() {
+        threads::mend_one(pid, *tid, caught, &shared, memo)?;
+    }
+    Ok(())
+}
+
+fn observe(stopped: &Stopped, memo: &mut RestartMemo) -> Result<Vec<Observed>> {
+    let pid = stopped.pid();
+    let shared = threads::pending(pid, true)?;
+    let caught = Deliverable::new(Status::read(pid)?.hex("SigCgt").unwrap_or(0));
+    stopped
+        .tids()
+        .iter()
+        .map(|tid| threads::observe(pid, *tid, caught, &shared, memo))
+        .collect()
+}
+
+/// A process with the moment when its timers were read.
+#[derive(Debug)]
+struct Told {
+    process: ProcessState,
+    timers_read_at_ns: u64,
+}
+
+/// Asks the process what only it can tell, and puts everything about it together.
+fn ask(input: &Input<'_>, observed: Vec<Observed>, inner_ids: &BTreeMap<i32, i32>) -> Result<Told> {
+    let pid = input.stopped.pid();
+    let leader = observed
+        .first()
+        .ok_or_else(|| Error::Odd(format!("process {pid} has no threads")))?;
+    let hex = |key| leader.status.hex(key).unwrap_or(0);
+    let timers = process::posix_timers(pid, inner_ids)?;
+    let answers = questions::ask_all(
+        input.stopped,
+        input.mappings,
+        hex("SigCgt") | hex("SigIgn"),
+        timers,
+    )?;
+    let status = leader.status.clone();
+    let mut memory = process::memory(pid)?;
+    memory.brk = answers.process.brk;
+    let mut credentials = process::credentials(pid, &status)?;
+    credentials.securebits = answers.process.securebits;
+    let mut attributes = process::attributes(pid, &status)?;
+    attributes.dumpable = answers.process.dumpable;
+    attributes.child_subreaper = answers.process.child_subreaper;
+    attributes.memory_deny_write_execute = answers.process.deny_write_execute;
+    let pairs = observed.into_iter().zip(&answers.threads);
+    let threads = pairs.map(|(thread, answer)| answer.complete(thread.state));
+    let process = ProcessState {
+        pid: leader_id(inner_ids, pid),
+        threads: threads.collect(),
+        memory,
+        signals: Signals {
+            actions: answers.process.actions,
+            pending: threads::pending(pid, true)?,
+        },
+        timers: answers.process.timers,
+        credentials,
+        resource_limits: process::resource_limits(pid)?,
+        filesystem: process::filesystem(pid, &status)?,
+        attributes,
+        descriptors: Vec::new(),
+    };
+    Ok(Told {
+        process,
+        timers_read_at_ns: answers.read_at_ns,
+    })
+}
+
+fn leader_id(inner_ids: &BTreeMap<i32, i32>, pid: i32) -> i32 {
+    inner_ids.get(&pid).copied().unwrap_or(pid)
+}
+
+/// Joins both halves, and brings the remaining time of every timer to one common moment.
+fn assemble(prefetch: &Prefetch, told: Told, found: &mut Files) -> Result<State> {
+    let now_ns = monotonic_ns()?;
+    let mut process = told.process;
+    process.descriptors = std::mem::take(&mut found.descriptors);
+    let aged = now_ns.saturating_sub(told.timers_read_at_ns);
+    process::age(&mut process.timers, aged);
+    for (index, read_at_ns) in &found.timers_read_at {
+        if let Some(OpenFile {
+            kind: FileKind::Timer(timer),
+            ..
+        }) = found.files.get_mut(*index)
+        {
+            timer.remaining_ns = process::aged(timer.remaining_ns, now_ns.saturating_sub(*read_at_ns));
+        }
+    }
+    let (_, boottime_ns) = namespace::clocks()?;
+    let realtime = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let clocks = Clocks {
+        monotonic_ns: now_ns.saturating_add_signed(prefetch.clock_offsets.0),
+        boottime_ns: (boottime_ns as u64).saturating_add_signed(prefetch.clock_offsets.1),
+        realtime_ns: realtime.as_nanos() as u64,
+    };
+    Ok(State {
+        processes: vec![process],
+        files: std::mem::take(&mut found.files),
+        pipes: std::mem::take(&mut found.pipes),
+        clocks,
+    })
+}
+
+/// Our CLOCK_MONOTONIC.
+fn monotonic_ns() -> Result<u64> {
+    Ok(namespace::clocks()?.0 as u64)
+}
