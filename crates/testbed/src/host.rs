@@ -59,31 +59,21 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// A whole host.
-    pub(crate) fn whole(name: &str, group: &str) -> Result<Self> {
+    /// A whole host, in the network of `neighbour` if there is one.
+    pub(crate) fn whole(name: &str, group: &str, neighbour: Option<&Host>) -> Result<Self> {
         let groups = Groups::create(group)?;
         let mut command = enter(&groups);
+        let network = match neighbour {
+            Some(host) => {
+                command.args(["nsenter", &format!("--net=/proc/{}/ns/net", host.pid())]);
+                ""
+            }
+            None => "--net",
+        };
+        let unshare = "unshare --pid --fork --kill-child --mount --propagation private --uts --ipc --cgroup";
         command
-            .args([
-                "unshare",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount",
-                "--propagation",
-                "private",
-            ])
-            .args([
-                "--net",
-                "--uts",
-                "--ipc",
-                "--cgroup",
-                "/bin/bash",
-                "-c",
-                include_str!("host.sh"),
-                "host.sh",
-                name,
-            ])
+            .args(unshare.split(' ').chain(network.split_terminator(' ')))
+            .args(["/bin/bash", "-c", include_str!("host.sh"), "host.sh", name])
             .env("WHIMBREL_TESTBED_CGROUPS", groups.describe());
         let keeper = start_keeper(command, name)?;
         Ok(Self {

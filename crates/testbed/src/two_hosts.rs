@@ -22,6 +22,7 @@ pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100));
 #[derive(Clone, Debug)]
 pub struct Builder {
     rate: Option<String>,
+    one_network: bool,
     programs: Vec<PathBuf>,
 }
 
@@ -38,6 +39,12 @@ impl Builder {
         self
     }
 
+    /// Beta lives in the network of alpha: loopback is their link. Both are [`ALPHA`] and 127.0.0.1 then.
+    pub fn one_network(mut self) -> Self {
+        self.one_network = true;
+        self
+    }
+
     /// Puts a program into `/usr/local/bin` of both hosts. A copy each: same content, another file.
     pub fn program(mut self, path: impl AsRef<Path>) -> Self {
         self.programs.push(path.as_ref().to_path_buf());
@@ -49,26 +56,35 @@ impl Builder {
         // Several pairs of hosts may exist at once.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let alpha = Host::whole("alpha", &format!("{count}-alpha"), None)?;
+        let neighbour = self.one_network.then_some(&alpha);
         let hosts = TwoHosts {
-            alpha: Host::whole("alpha", &format!("{count}-alpha"))?,
-            beta: Host::whole("beta", &format!("{count}-beta"))?,
+            beta: Host::whole("beta", &format!("{count}-beta"), neighbour)?,
+            alpha,
             client: Host::network_only("client")?,
             switch: Host::network_only("switch")?,
         };
         network::make_switch(&hosts.switch)?;
-        for (host, number) in [(&hosts.alpha, 1), (&hosts.beta, 2)] {
-            network::lay_cable(&hosts.switch, host)?;
-            network::make_bridge(host, number)?;
-            if let Some(rate) = &self.rate {
-                network::shape(&hosts.switch, host, rate)?;
-            }
-            self.programs
-                .iter()
-                .try_for_each(|program| host.install(program))?;
+        self.connect(&hosts, &hosts.alpha, 1)?;
+        if !self.one_network {
+            self.connect(&hosts, &hosts.beta, 2)?;
         }
         network::lay_cable(&hosts.switch, &hosts.client)?;
         network::give_addresses(&hosts.client, 100, "eth0")?;
+        for program in &self.programs {
+            hosts.alpha.install(program)?;
+            hosts.beta.install(program)?;
+        }
         Ok(hosts)
+    }
+
+    fn connect(&self, hosts: &TwoHosts, host: &Host, number: u8) -> Result<()> {
+        network::lay_cable(&hosts.switch, host)?;
+        network::make_bridge(host, number)?;
+        match &self.rate {
+            Some(rate) => network::shape(&hosts.switch, host, rate),
+            None => Ok(()),
+        }
     }
 }
 
@@ -89,6 +105,7 @@ impl TwoHosts {
     pub fn builder() -> Builder {
         Builder {
             rate: Some("1gbit".to_string()),
+            one_network: false,
             programs: Vec::new(),
         }
     }
@@ -105,7 +122,12 @@ impl TwoHosts {
 
     /// What the cable of `host` has carried so far, as the host sees it.
     pub fn traffic(&self, host: &Host) -> Result<Traffic> {
-        network::traffic(host, "eth0")
+        self.traffic_of(host, "eth0")
+    }
+
+    /// What an interface of `host` has carried so far, such as `lo`.
+    pub fn traffic_of(&self, host: &Host, interface: &str) -> Result<Traffic> {
+        network::traffic(host, interface)
     }
 
     /// Everything that exists in both hosts: processes, links, addresses, routes, cgroups, mounts, temporary files.

@@ -159,3 +159,16 @@ fn nothing_of_a_testbed_stays_on_the_machine() {
         }
     }
 }
+
+#[test]
+fn two_hosts_can_share_a_network_but_nothing_else() {
+    let hosts = TwoHosts::builder().one_network().build().unwrap();
+    let names = |host: &whimbrel_testbed::Host| {
+        host.run(["readlink", "/proc/1/ns/net", "/proc/1/ns/mnt"])
+            .unwrap()
+            .output
+    };
+    let (alpha, beta) = (names(&hosts.alpha), names(&hosts.beta));
+    assert_eq!(alpha.lines().next(), beta.lines().next());
+    assert_ne!(alpha.lines().last(), beta.lines().last());
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use whimbrel_testbed::{Finished, Host, Inventory, Running, TwoHosts, ALPHA, BETA};
+use whimbrel_testbed::{Builder, Finished, Host, Inventory, Running, TwoHosts, ALPHA, BETA};
 
 /// The workload's name.
 pub const NAME: &str = "w";
@@ -95,9 +95,14 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Hosts with these programs; nothing runs yet.
+    /// Hosts with these programs, a link of 1 Gbit/s between them; nothing runs yet.
     pub fn new(programs: &[PathBuf]) -> Self {
-        let builder = TwoHosts::builder().program(env!("CARGO_BIN_EXE_whimbrel"));
+        Self::with(TwoHosts::builder(), programs)
+    }
+
+    /// Hosts of another kind.
+    pub fn with(builder: Builder, programs: &[PathBuf]) -> Self {
+        let builder = builder.program(env!("CARGO_BIN_EXE_whimbrel"));
         let hosts = programs
             .iter()
             .fold(builder, |builder, program| builder.program(program))
