@@ -6,9 +6,18 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+pub mod estimate;
+pub mod fact;
+mod ledger;
 pub mod migration;
 pub mod pages;
+mod progress;
+pub mod strategy;
 
-pub use migration::{Event, Limits, Migration, Order, Scan, Sent};
-pub use pages::{PageRun, PageSet, Pages, SpaceId, PAGE_SIZE};
+pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
+pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};
+pub use progress::{Phase, Progress, Round};
+pub use strategy::{PreCopy, StopCopy, StopReason, Strategy};

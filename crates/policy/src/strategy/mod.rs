@@ -1,0 +1,131 @@
+//! When to do another round and when to freeze: one file for each strategy.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::migration::Limits;
+use crate::pages::PAGE_SIZE;
+
+mod precopy;
+mod stopcopy;
+
+pub use precopy::PreCopy;
+pub use stopcopy::StopCopy;
+
+/// What is known when a decision is due: before the first scan (`rounds` and all else 0), and after each scan.
+#[derive(Clone, Copy, Debug)]
+pub struct RoundFacts<'a> {
+    /// Rounds done.
+    pub rounds: u32,
+    /// Pages to send if a round began now. Pages masked by facts are not among them.
+    pub owed_pages: u64,
+    /// Pages sent with content, in all rounds.
+    pub sent_pages: u64,
+    /// Pages of the workload, as far as is known.
+    pub memory_pages: u64,
+    /// Bytes per second that the workload dirtied between the last two scans.
+    pub dirty_rate: Option<u64>,
+    /// Bytes per second of the link, or the limit on it if that is lower.
+    pub bandwidth: Option<u64>,
+    /// Downtime if it was frozen now.
+    pub predicted_downtime: Option<Duration>,
+    /// Since the migration began.
+    pub elapsed: Duration,
+    /// The user's goals.
+    pub limits: &'a Limits,
+}
+
+impl RoundFacts<'_> {
+    /// The limit that forbids another round, if one does.
+    pub fn limit_reached(&self) -> Option<StopReason> {
+        if self.rounds >= self.limits.rounds_max {
+            Some(StopReason::Rounds)
+        } else if self.limits.traffic_pages_left(self.memory_pages, self.sent_pages) == 0 {
+            Some(StopReason::Traffic)
+        } else {
+            None
+        }
+    }
+}
+
+/// Why the rounds ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The strategy freezes before the first page.
+    StopCopy,
+    /// Nothing is owed: another round has nothing to do.
+    NothingDirty,
+    /// The predicted downtime is within the limit.
+    PredictedDowntime,
+    /// The limit on rounds.
+    Rounds,
+    /// The limit on traffic.
+    Traffic,
+    /// Further rounds would not make the rest smaller.
+    NoProgress,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StopReason::StopCopy => "frozen from the first page on, as asked",
+            StopReason::NothingDirty => "nothing was left to send",
+            StopReason::PredictedDowntime => "the predicted downtime was within the limit",
+            StopReason::Rounds => "the limit on rounds was reached",
+            StopReason::Traffic => "the limit on traffic was reached",
+            StopReason::NoProgress => "the workload writes as fast as rounds can send",
+        })
+    }
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Send what is owed while the workload runs.
+    Round,
+    /// Freeze now.
+    Freeze(StopReason),
+}
+
+/// Decides after each scan. The limits on rounds and traffic hold whatever it answers.
+pub trait Strategy: fmt::Debug + Send {
+    /// The name that users type.
+    fn name(&self) -> &'static str;
+
+    /// Whether pages are tracked and sent while the workload runs. If not, it is frozen first and never asked.
+    fn is_live(&self) -> bool;
+
+    /// Another round, or freeze?
+    fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision;
+}
+
+impl Limits {
+    /// How many pages may still be sent before the switch-over.
+    pub(crate) fn traffic_pages_left(&self, memory_pages: u64, sent_pages: u64) -> u64 {
+        let allowed = u128::from(memory_pages) * u128::from(self.traffic_percent_max) / 100;
+        u64::try_from(allowed)
+            .unwrap_or(u64::MAX)
+            .saturating_sub(sent_pages)
+    }
+}
+
+/// Bytes of `pages`.
+pub(crate) fn bytes_of(pages: u64) -> u64 {
+    pages.saturating_mul(PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_traffic_limit_is_a_share_of_the_memory() {
+        let limits = Limits {
+            traffic_percent_max: 150,
+            ..Limits::default()
+        };
+        assert_eq!(limits.traffic_pages_left(1000, 1400), 100);
+        assert_eq!(limits.traffic_pages_left(1000, 1600), 0);
+        assert_eq!(limits.traffic_pages_left(u64::MAX, 0), u64::MAX);
+    }
+}
