@@ -31,9 +31,9 @@ use std::path::Path;
 
 pub use clocks::Clocks;
 pub use create::{Command, Container, Options, Plan, Started};
-pub use network::{announce, lock, unlock};
+pub use network::{announce, announce_repeatedly, lock, unlock, ANNOUNCE_PAUSES};
 pub use registry::{Entry, Exit, Phase, Registry};
-pub use resources::{end, Identity, NetworkResources, Resources};
+pub use resources::{end, start, Identity, NetworkResources, Resources};
 pub use spec::{Address, ContainerSpec, NetworkSpec, Route};
 
 /// What can go wrong with a container: one sentence each.

@@ -13,6 +13,12 @@ use super::{Address, Error, Identity, NetworkResources, NetworkSpec, Resources, 
 
 /// How long a new interface may take to become operational (the kernel looks once a second at most).
 const OPERATIONAL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The pauses between announcements, after the first one at the start.
+pub const ANNOUNCE_PAUSES: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(500),
+];
 /// How often the lock is tried if the kernel opened the port again meanwhile.
 const LOCK_TRIES_MAX: u32 = 5;
 
@@ -220,6 +226,17 @@ pub fn announce(resources: &Resources) -> Result<()> {
             .try_for_each(|address| announce::announce(interface, network.mac, address.ip))
     })??;
     Ok(())
+}
+
+/// Repeats [`announce`] while the neighbours may still be busy learning. Takes [`ANNOUNCE_PAUSES`] in all.
+pub fn announce_repeatedly(resources: &Resources) -> Result<()> {
+    if resources.network.is_none() {
+        return Ok(());
+    }
+    ANNOUNCE_PAUSES.iter().try_for_each(|pause| {
+        thread::sleep(*pause);
+        announce(resources)
+    })
 }
 
 #[cfg(test)]

@@ -194,6 +194,22 @@ impl Registry {
     }
 }
 
+/// Lists a workload that has arrived as running.
+pub(super) fn note_running(directory: &Path) -> Result<()> {
+    let path = directory.join(ENTRY);
+    match read_json::<Entry>(&path)? {
+        Some(entry) if entry.phase != Phase::Running => write_json(
+            &path,
+            &Entry {
+                phase: Phase::Running,
+                since: now(),
+                ..entry
+            },
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Writes down in a workload's directory how it ended.
 pub(super) fn note_exit(directory: &Path, exit: Exit) -> Result<()> {
     write_json(&directory.join(EXIT), &exit)

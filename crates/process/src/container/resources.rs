@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::netlink::{Mac, Netlink};
 
-use super::{Address, Error, Result};
+use super::{network, registry, Address, Error, Result};
 
 /// How long killed processes may take to be gone.
 const DEATH_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -103,6 +103,17 @@ pub fn end(resources: &Resources) -> Result<()> {
     await_death(&doomed)?;
     group.remove()?;
     remove_directory(&resources.directory)
+}
+
+/// Lets a workload run that is complete in its container, frozen and cut off: opens its network, thaws it, tells its
+/// neighbours and lists it. Idempotent, and needs nothing of whoever built it.
+pub fn start(resources: &Resources) -> Result<()> {
+    network::unlock(resources)?;
+    Group::at(&resources.group).thaw()?;
+    // It runs: what fails from here on is no reason to say that it does not.
+    let announced = network::announce(resources);
+    let noted = registry::note_running(&resources.directory);
+    announced.and(noted)
 }
 
 fn kill(process: &Identity) {

@@ -222,7 +222,7 @@ fn clocks_go_on_from_where_they_were() {
 }
 
 #[test]
-fn a_locked_network_opens_with_unlock() {
+fn a_frozen_workload_that_is_cut_off_runs_and_is_joined_after_its_start() {
     let home = Home::new("network");
     // The host of this test is a network namespace that goes with this thread.
     unshare(Kinds::NETWORK).unwrap();
@@ -255,13 +255,18 @@ fn a_locked_network_opens_with_unlock() {
     assert_eq!(net.link(&port).unwrap().unwrap().port, Some(Port::Disabled));
     container
         .run(&shell(
-            "until exec 3<>/dev/tcp/10.8.0.1/5000; do sleep 0.1; done; echo hello >&3",
+            "until exec 3<>/dev/tcp/10.8.0.1/5000; do sleep 0.1; done; echo hello >&3; exec 3>&-; sleep 1000",
         ))
         .unwrap();
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err());
-    unlock(&resources).unwrap();
-    announce(&resources).unwrap();
+    container.group().freeze().unwrap();
+    start(&resources).unwrap();
+    assert_eq!(
+        home.registry.get("joined").unwrap().unwrap().phase,
+        Phase::Running
+    );
+    start(&resources).unwrap();
     assert_eq!(net.link(&port).unwrap().unwrap().port, Some(Port::Forwarding));
     listener.set_nonblocking(false).unwrap();
     let (mut stream, from) = listener.accept().unwrap();
@@ -269,7 +274,8 @@ fn a_locked_network_opens_with_unlock() {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello\n");
-    lock(&resources).unwrap_or_else(|e| assert!(e.to_string().contains("gone"), "{e}")); // the workload has ended by now
+    lock(&resources).unwrap();
+    assert_eq!(net.link(&port).unwrap().unwrap().port, Some(Port::Disabled));
     end(&resources).unwrap();
     assert_eq!(net.link(&port).unwrap(), None);
 }
