@@ -280,7 +280,8 @@ impl Remote {
         Ok(())
     }
 
-    fn installed(&self) -> Result<u64> {
+    /// Where the scratch area lies, for [`Remote::share_scratch`] of other threads.
+    pub fn installed(&self) -> Result<u64> {
         self.scratch
             .ok_or_else(|| Error::other(format!("no scratch area in process {}", self.pid)))
     }

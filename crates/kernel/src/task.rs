@@ -13,7 +13,8 @@ pub const RESOURCE_LIMITS: u32 = 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedulingAttributes {
-    size: u32,
+    /// Size of the structure, filled in by whoever reads or sets it.
+    pub size: u32,
     /// `SCHED_*`.
     pub policy: u32,
     /// `SCHED_FLAG_*`.

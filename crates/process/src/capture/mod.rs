@@ -4,7 +4,7 @@
 //! asked by system calls inside the process (`calls`), after which its registers are as they were.
 
 pub(crate) mod files;
-mod process;
+pub(crate) mod process;
 mod questions;
 pub(crate) mod sockets;
 pub mod syscalls;

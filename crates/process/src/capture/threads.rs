@@ -28,7 +28,6 @@ macro_rules! registers {
         }
 
         /// Registers as ptrace takes them.
-        #[allow(dead_code)] // for the rebuild
         pub(crate) fn to_regs(registers: &Registers) -> Regs {
             Regs { $($field: registers.$field),* }
         }

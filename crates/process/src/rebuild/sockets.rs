@@ -1,0 +1,281 @@
+//! Sockets, made by us in the network namespace of the workload.
+//!
+//! Listeners come first, while nothing occupies their ports; connections are bound in repair mode, which asks nobody. Every
+//! connection stays in repair mode: whatever happens to the replica before the commit, its peer hears nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use whimbrel_kernel::fd as kfd;
+use whimbrel_kernel::socket::{self as sys, Negotiated, Queue, Repair};
+
+use super::{Error, Result};
+use crate::capture::sockets::{RepairedSocket, SO_BUF_LOCK};
+use crate::state::{
+    FileKind, OpenFile, Socket, SocketBuffers, SocketDetail, SocketOption, TcpConnection, UnixEnd,
+};
+
+/// More than any queue: what a queue costs the kernel is a multiple of its bytes.
+const BUFFER_BYTES_MAX: usize = 256 << 20;
+
+/// A made file: its index in the state, and our descriptor for it.
+pub(super) type Made = (usize, OwnedFd);
+
+/// Makes all sockets. Runs in the right network namespace.
+pub(super) fn build(files: &[OpenFile]) -> Result<(Vec<Made>, Vec<RepairedSocket>)> {
+    let mut sockets: Vec<(usize, &Socket)> = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        if let FileKind::Socket(socket) = &file.kind {
+            sockets.push((index, socket));
+        }
+    }
+    sockets.sort_by_key(|(index, socket)| (order(&socket.detail), *index));
+    let mut made = Vec::with_capacity(sockets.len());
+    let mut repaired = Vec::new();
+    for (index, socket) in &sockets {
+        let fd = match &socket.detail {
+            SocketDetail::Unix(_) => continue,
+            SocketDetail::Tcp(connection) => {
+                let fd = connect(socket, connection)?;
+                repaired.push(remember(&fd, socket)?);
+                fd
+            }
+            _ => idle(socket)?,
+        };
+        made.push((*index, fd));
+    }
+    made.append(&mut pairs(&sockets)?);
+    Ok((made, repaired))
+}
+
+fn order(detail: &SocketDetail) -> u8 {
+    match detail {
+        SocketDetail::Listen { .. } => 0,
+        SocketDetail::Idle | SocketDetail::Udp => 1,
+        SocketDetail::Tcp(_) => 2,
+        SocketDetail::Unix(_) => 3,
+    }
+}
+
+fn remember(fd: &OwnedFd, socket: &Socket) -> Result<RepairedSocket> {
+    let reuse =
+        |option: &&SocketOption| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    let value = socket
+        .options
+        .iter()
+        .find(reuse)
+        .map_or(0, |option| option.value.first().copied().unwrap_or(0));
+    // 2 is what the repair mode itself sets, in a socket that a dead controller had left in it
+    Ok(RepairedSocket {
+        inode: kfd::file_status(fd.as_fd())?.inode,
+        reuse_address: value != 0,
+    })
+}
+
+/// Everything but connections and pairs.
+fn idle(socket: &Socket) -> Result<OwnedFd> {
+    let fd = sys::create(socket.family, socket.kind, socket.protocol)?;
+    set_options(fd.as_fd(), socket)?;
+    set_buffers(fd.as_fd(), socket.buffers)?;
+    if is_bound(&socket.local) {
+        sys::bind(fd.as_fd(), &socket.local)?;
+    }
+    match &socket.detail {
+        SocketDetail::Listen { backlog } => sys::listen(fd.as_fd(), *backlog as i32)?,
+        SocketDetail::Udp if !socket.peer.is_empty() => sys::connect(fd.as_fd(), &socket.peer)?,
+        _ => {}
+    }
+    Ok(fd)
+}
+
+/// Whether an internet address has a port or anything but the wildcard address.
+fn is_bound(address: &[u8]) -> bool {
+    // family, then port, (flow information,) address: all zero when it is not bound
+    address
+        .get(2..)
+        .is_some_and(|rest| rest.iter().any(|byte| *byte != 0))
+}
+
+fn set_options(fd: BorrowedFd<'_>, socket: &Socket) -> Result<()> {
+    let connection = matches!(socket.detail, SocketDetail::Tcp(_));
+    for option in &socket.options {
+        let id = (option.level, option.name);
+        // the repair mode has its own idea of it until the end
+        if connection && id == (libc::SOL_SOCKET, libc::SO_REUSEADDR) {
+            continue;
+        }
+        if sys::option(fd, option.level, option.name, option.value.len().max(1))
+            .is_ok_and(|now| now == option.value)
+        {
+            continue;
+        }
+        let set = sys::set_option(fd, option.level, option.name, &option.value);
+        // an algorithm that this kernel lacks only changes the speed
+        if id != (libc::IPPROTO_TCP, libc::TCP_CONGESTION) {
+            set?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the sizes, also where the system's limits are lower than at the source, and leaves to the kernel what the program left to it.
+fn set_buffers(fd: BorrowedFd<'_>, buffers: SocketBuffers) -> Result<()> {
+    let set = |name, value| sys::set_option_int(fd, libc::SOL_SOCKET, name, value);
+    let half = |bytes: u32| (bytes / 2).min(i32::MAX as u32) as i32;
+    set(libc::SO_SNDBUFFORCE, half(buffers.send))?;
+    set(libc::SO_RCVBUFFORCE, half(buffers.receive))?;
+    Ok(set(SO_BUF_LOCK, buffers.locked as i32 & 3)?)
+}
+
+/// Makes room for a queue while it is put back.
+fn make_room(fd: BorrowedFd<'_>, bytes: usize) -> Result<()> {
+    if bytes > BUFFER_BYTES_MAX {
+        return Err(Error::Unfit(format!(
+            "a socket with {bytes} bytes in a queue is more than any kernel keeps"
+        )));
+    }
+    let room = (bytes * 2).max(1 << 20) as i32;
+    sys::set_option_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
+    Ok(sys::set_option_int(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        room,
+    )?)
+}
+
+/// A TCP connection, silent.
+fn connect(socket: &Socket, connection: &TcpConnection) -> Result<OwnedFd> {
+    let owned = sys::create(socket.family, socket.kind, socket.protocol)?;
+    let fd = owned.as_fd();
+    sys::set_repair(fd, Repair::On)?;
+    set_options(fd, socket)?;
+    let sequence = |queue, end: u32, length: usize| {
+        sys::select_queue(fd, queue)?;
+        sys::set_queue_sequence(fd, end.wrapping_sub(length as u32))
+    };
+    sequence(
+        Queue::Receive,
+        connection.receive_sequence,
+        connection.receive_queue.len(),
+    )?;
+    sequence(Queue::Send, connection.send_sequence, connection.send_queue.len())?;
+    sys::bind(fd, &socket.local)?;
+    sys::connect(fd, &socket.peer)?;
+    sys::set_negotiated(
+        fd,
+        Negotiated {
+            mss: connection.mss,
+            options: connection.negotiated,
+            send_scale: connection.window_scales.0,
+            receive_scale: connection.window_scales.1,
+        },
+    )?;
+    if connection.negotiated & sys::NEGOTIATED_TIMESTAMPS != 0 {
+        sys::set_timestamp(fd, connection.timestamp)?;
+    }
+    fill(fd, connection)?;
+    set_buffers(fd, socket.buffers)?;
+    Ok(owned)
+}
+
+/// Puts the queues back. What was sent is queued in repair mode, as if it had been sent here. What was never sent is queued in
+/// the ordinary way, behind a closed window: nothing leaves now, and the peer's answer to the probe when the connection is woken opens it.
+fn fill(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<()> {
+    make_room(
+        fd,
+        connection.receive_queue.len().max(connection.send_queue.len()),
+    )?;
+    sys::select_queue(fd, Queue::Receive)?;
+    sys::send_all(fd, &connection.receive_queue)?;
+    sys::select_queue(fd, Queue::Send)?;
+    let sent = connection
+        .send_queue
+        .len()
+        .saturating_sub(connection.unsent as usize);
+    let (sent, unsent) = connection.send_queue.split_at(sent);
+    sys::send_all(fd, sent)?;
+    let [update, peer_window, largest, ours, last] = connection.window;
+    let peer_window = if unsent.is_empty() { peer_window } else { 0 };
+    sys::set_window(fd, [update, peer_window, largest, ours, last])?;
+    if !unsent.is_empty() {
+        sys::set_repair(fd, Repair::OffSilent)?;
+        sys::send_all(fd, unsent)?;
+    }
+    if connection.send_closed {
+        sys::shutdown(fd, libc::SHUT_WR)?;
+    }
+    if connection.receive_closed {
+        sys::shutdown(fd, libc::SHUT_RD)?;
+    }
+    if !unsent.is_empty() {
+        sys::set_repair(fd, Repair::On)?;
+    }
+    sys::select_queue(fd, Queue::None)?;
+    Ok(())
+}
+
+/// Unix pairs. An end without a peer gets one that is closed again, so that its program finds the same end of file.
+fn pairs(sockets: &[(usize, &Socket)]) -> Result<Vec<Made>> {
+    let mut by_inode: HashMap<u64, (usize, &Socket, &UnixEnd)> = HashMap::new();
+    for (index, socket) in sockets {
+        if let SocketDetail::Unix(end) = &socket.detail {
+            by_inode.insert(socket.inode, (*index, socket, end));
+        }
+    }
+    let mut done: HashSet<u64> = HashSet::new();
+    let mut made = Vec::with_capacity(by_inode.len());
+    let mut inodes: Vec<u64> = by_inode.keys().copied().collect();
+    inodes.sort_unstable();
+    for inode in inodes {
+        let Some((index, socket, end)) = by_inode.get(&inode).filter(|_| done.insert(inode)) else {
+            continue;
+        };
+        let other = by_inode.get(&end.peer);
+        if end.peer != 0 && other.is_none() {
+            return Err(Error::Unfit(format!(
+                "the other end of unix socket {inode} is not in the state"
+            )));
+        }
+        done.insert(end.peer);
+        let (first, second) = sys::pair(socket.kind)?;
+        deliver(&second, &first, end)?;
+        if let Some((other_index, other_socket, other_end)) = other {
+            deliver(&first, &second, other_end)?;
+            finish(&second, other_socket, other_end)?;
+            finish(&first, socket, end)?;
+            made.push((*other_index, second));
+        } else {
+            drop(second);
+            finish(&first, socket, end)?;
+        }
+        made.push((*index, first));
+    }
+    Ok(made)
+}
+
+/// Sends what an end had received from its other end.
+fn deliver(from: &OwnedFd, to: &OwnedFd, end: &UnixEnd) -> Result<()> {
+    let bytes = end.received.iter().map(Vec::len).sum();
+    make_room(from.as_fd(), bytes)?;
+    make_room(to.as_fd(), bytes)?;
+    for packet in &end.received {
+        let sent = sys::send(from.as_fd(), packet)?;
+        // only a stream may be split
+        sys::send_all(from.as_fd(), packet.get(sent..).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+fn finish(fd: &OwnedFd, socket: &Socket, end: &UnixEnd) -> Result<()> {
+    set_options(fd.as_fd(), socket)?;
+    set_buffers(fd.as_fd(), socket.buffers)?;
+    // RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2)
+    let how = match end.shutdown & 3 {
+        1 => libc::SHUT_RD,
+        2 => libc::SHUT_WR,
+        3 => libc::SHUT_RDWR,
+        _ => return Ok(()),
+    };
+    Ok(sys::shutdown(fd.as_fd(), how)?)
+}

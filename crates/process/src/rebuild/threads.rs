@@ -1,0 +1,225 @@
+//! Threads with their numbers, and what each of them has for itself.
+
+use std::collections::HashMap;
+
+use whimbrel_kernel::proc::{self, Status};
+use whimbrel_kernel::remote::{Remote, BATCH_CALLS_MAX};
+use whimbrel_kernel::{ptrace, task};
+
+use super::{plan, run_if_full, Error, Result};
+use crate::calls::{Plan, Scratch};
+use crate::capture::threads::{inner_id, signal_of, to_regs};
+use crate::state::{ProcessState, Rseq, Scheduling, ThreadState};
+
+/// `struct clone_args` of linux/sched.h: the words that we fill.
+const CLONE_ARGS_WORDS: usize = 11;
+const SET_TID: usize = 8;
+const SET_TID_SIZE: usize = 9;
+/// `RSEQ_FLAG_UNREGISTER`.
+const RSEQ_UNREGISTER: u64 = 1;
+const SS_DISABLE: i32 = 2;
+/// `SS_AUTODISARM`, the only flag that a program can set.
+const SS_AUTODISARM: i32 = i32::MIN;
+/// The length that set_robust_list(2) insists on.
+const ROBUST_LIST_BYTES: u64 = 24;
+
+/// Makes all threads but the leader. They are traced by us from their birth (`CLONE_PTRACE`) and have not run.
+pub(super) fn spawn(leader: &mut Remote, process: &ProcessState, gadget: u64) -> Result<Vec<Remote>> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_PTRACE;
+    let mut calls = plan(leader)?;
+    for thread in process.threads.iter().skip(1) {
+        calls = run_if_full(calls, leader)?;
+        let mut args = [0u64; CLONE_ARGS_WORDS];
+        args[0] = flags as u64;
+        args[SET_TID] = calls.put(&thread.tid.to_ne_bytes());
+        args[SET_TID_SIZE] = 1;
+        let address = calls.words(&args);
+        calls.call(
+            &format!("clone3 of thread {}", thread.tid),
+            libc::SYS_clone3,
+            &[address, 88],
+        );
+    }
+    calls.run(leader)?;
+    adopt(leader, process, gadget)
+}
+
+/// Finds the new threads under the numbers that we see, and waits until each has stopped at its birth.
+fn adopt(leader: &Remote, process: &ProcessState, gadget: u64) -> Result<Vec<Remote>> {
+    let pid = leader.pid();
+    let mut by_inner: HashMap<i32, i32> = HashMap::new();
+    for tid in proc::tasks(pid)?.into_iter().filter(|tid| *tid != pid) {
+        let inner = inner_id(&Status::of_thread(pid, tid)?, "NSpid");
+        by_inner.insert(inner.unwrap_or(tid), tid);
+    }
+    let mut threads = Vec::with_capacity(by_inner.len());
+    for thread in process.threads.iter().skip(1) {
+        let missing = || Error::Unfit(format!("thread {} was made and is not there", thread.tid));
+        let tid = *by_inner.get(&thread.tid).ok_or_else(missing)?;
+        match ptrace::wait(tid)? {
+            ptrace::Stop::Event { .. } => {}
+            other => {
+                return Err(Error::Unfit(format!(
+                    "thread {tid} began with {other:?} and not with a stop"
+                )))
+            }
+        }
+        let mut remote = Remote::new(pid, tid, gadget)?;
+        remote.share_scratch(leader.installed()?);
+        threads.push(remote);
+    }
+    Ok(threads)
+}
+
+/// Gives every thread what is its own, all at the same time.
+pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &ProcessState) -> Result<()> {
+    let inherited = ptrace::rseq(leader.tid())?;
+    let inherited = (inherited.pointer != 0).then_some(Rseq {
+        address: inherited.pointer,
+        size: inherited.size,
+        signature: inherited.signature,
+    });
+    everywhere(leader, others, |index, calls| {
+        let Some(thread) = process.threads.get(index) else {
+            return;
+        };
+        if index == 0 {
+            // a copy of its parent's, whose memory is not there any more
+            inherited
+                .iter()
+                .for_each(|rseq| register(calls, *rseq, RSEQ_UNREGISTER));
+        }
+        own(calls, thread, process.pid);
+    })?;
+    let tids = std::iter::once(leader.tid()).chain(others.iter().map(Remote::tid));
+    for (tid, thread) in tids.zip(&process.threads) {
+        schedule(tid, &thread.scheduling)?;
+    }
+    Ok(())
+}
+
+/// Lets every thread run its own calls, all at the same time.
+pub(super) fn everywhere(
+    leader: &mut Remote,
+    others: &mut [Remote],
+    mut fill: impl FnMut(usize, &mut Plan),
+) -> Result<()> {
+    let scratch = Scratch::of(leader)?;
+    let count = others.len() + 1;
+    let all = std::iter::once(leader).chain(others.iter_mut());
+    let mut running: Vec<(&mut Remote, Plan, usize)> = Vec::with_capacity(count);
+    let mut slot = 0;
+    let mut failed: Option<Error> = None;
+    for (index, remote) in all.enumerate() {
+        let mut calls = Plan::new(scratch.piece(index, count));
+        fill(index, &mut calls);
+        if slot + calls.len() > BATCH_CALLS_MAX {
+            failed = settle(&mut running);
+            slot = 0;
+        }
+        if failed.is_some() {
+            break;
+        }
+        match calls.start(remote, slot) {
+            Ok(()) => {
+                let next = slot + calls.len();
+                running.push((remote, calls, slot));
+                slot = next;
+            }
+            Err(error) => failed = Some(error.into()),
+        }
+    }
+    failed.or(settle(&mut running)).map_or(Ok(()), Err)
+}
+
+/// Waits for all that run; gives the first failure.
+fn settle(running: &mut Vec<(&mut Remote, Plan, usize)>) -> Option<Error> {
+    let mut failed = None;
+    for (remote, calls, slot) in running.drain(..) {
+        if let Err(error) = calls.finish(remote, slot) {
+            failed = failed.or(Some(error.into()));
+        }
+    }
+    failed
+}
+
+fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
+    let name = calls.text(&thread.name);
+    calls.call(
+        "prctl PR_SET_NAME",
+        libc::SYS_prctl,
+        &[libc::PR_SET_NAME as u64, name],
+    );
+    let (head, _) = thread.robust_list;
+    calls.call(
+        "set_robust_list",
+        libc::SYS_set_robust_list,
+        &[head, ROBUST_LIST_BYTES],
+    );
+    calls.call(
+        "set_tid_address",
+        libc::SYS_set_tid_address,
+        &[thread.tid_address],
+    );
+    thread.rseq.iter().for_each(|rseq| register(calls, *rseq, 0));
+    let stack = thread.signal_stack;
+    if stack.flags & SS_DISABLE == 0 {
+        let flags = (stack.flags & SS_AUTODISARM) as u32;
+        let address = calls.words(&[stack.base, flags.into(), stack.size]);
+        calls.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
+    }
+    calls.call(
+        "prctl PR_SET_TIMERSLACK",
+        libc::SYS_prctl,
+        &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack_ns],
+    );
+    for pending in &thread.pending {
+        let signal = signal_of(pending).unwrap_or(0);
+        let info = calls.put(&pending.siginfo);
+        let args = [pid as u64, thread.tid as u64, signal.into(), info];
+        calls.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
+    }
+}
+
+fn register(calls: &mut Plan, rseq: Rseq, flags: u64) {
+    let args = [rseq.address, rseq.size.into(), flags, rseq.signature.into()];
+    calls.call("rseq", libc::SYS_rseq, &args);
+}
+
+/// Sets what differs from what the stub inherited; the usual thread needs nothing.
+fn schedule(tid: i32, wanted: &Scheduling) -> Result<()> {
+    let now = task::scheduling(tid)?;
+    let attributes = task::SchedulingAttributes {
+        policy: wanted.policy,
+        flags: wanted.flags,
+        nice: wanted.nice,
+        priority: wanted.priority,
+        runtime_ns: wanted.runtime_ns,
+        deadline_ns: wanted.deadline_ns,
+        period_ns: wanted.period_ns,
+        ..now
+    };
+    if attributes != now {
+        task::set_scheduling(tid, attributes)?;
+    }
+    if !wanted.affinity.is_empty() {
+        task::set_affinity(tid, &wanted.affinity)?;
+    }
+    Ok(())
+}
+
+/// The very last step: from here on each thread is where the source's was.
+pub(super) fn set_registers(tids: &[i32], process: &ProcessState) -> Result<()> {
+    for (tid, thread) in tids.iter().zip(&process.threads) {
+        ptrace::set_xstate(*tid, &thread.extended_registers)?;
+        ptrace::set_regs(*tid, &to_regs(&thread.registers))?;
+        ptrace::set_sigmask(*tid, thread.signal_mask)?;
+    }
+    Ok(())
+}
