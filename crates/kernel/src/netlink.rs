@@ -14,6 +14,7 @@ use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -291,6 +292,39 @@ impl Netlink {
             (None, None) => "add a default route".to_owned(),
         };
         self.create(&what, RouteNetlinkMessage::NewRoute(route_message(route)))
+    }
+
+    /// Forgets every neighbour of the interface whose MAC address is still being asked for, with the packets that wait for it, and
+    /// returns how many. While the interface was cut off the questions were lost, and the kernel asks again only
+    /// after a second (`retrans_time_ms`, man 7 arp); forgotten, it asks at the next packet.
+    pub fn forget_unresolved(&mut self, index: u32) -> Result<usize> {
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let mut forgotten = 0;
+        for answer in self.dump("list the neighbours", request)? {
+            let RouteNetlinkMessage::NewNeighbour(neighbour) = answer else {
+                continue;
+            };
+            let unresolved = matches!(
+                neighbour.header.state,
+                NeighbourState::Incomplete | NeighbourState::Failed
+            );
+            if neighbour.header.ifindex == index && unresolved {
+                self.forget(neighbour)?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
+    fn forget(&mut self, mut neighbour: NeighbourMessage) -> Result<()> {
+        neighbour
+            .attributes
+            .retain(|attribute| matches!(attribute, NeighbourAttribute::Destination(_)));
+        match self.order("forget a neighbour", RouteNetlinkMessage::DelNeighbour(neighbour)) {
+            // It was resolved or collected meanwhile.
+            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
     }
 
     /// A request that makes something which must not exist yet.

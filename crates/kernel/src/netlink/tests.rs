@@ -154,6 +154,19 @@ fn both_announcements_are_seen_on_the_bridge() {
 }
 
 #[test]
+fn a_neighbour_that_could_not_be_asked_is_forgotten() {
+    let pair = Pair::new();
+    pair.wait_operational();
+    pair.host().set_port(pair.port, Port::Disabled).unwrap();
+    assert!(!pair.reaches(true));
+    let mut inside = Netlink::open_in(pair.guest.as_fd()).unwrap();
+    let eth = inside.link("eth0").unwrap().unwrap().index;
+    assert_eq!(inside.forget_unresolved(eth + 1).unwrap(), 0);
+    assert_eq!(inside.forget_unresolved(eth).unwrap(), 1);
+    assert_eq!(inside.forget_unresolved(eth).unwrap(), 0);
+}
+
+#[test]
 fn what_is_not_there_is_none_and_removing_it_is_no_error() {
     let host = namespace();
     let mut net = Netlink::open_in(host.as_fd()).unwrap();

@@ -214,18 +214,39 @@ pub fn unlock(resources: &Resources) -> Result<()> {
 
 /// Tells bridges and neighbours once that the workload's addresses are here now. To be repeated: frames get lost.
 pub fn announce(resources: &Resources) -> Result<()> {
+    inside(resources, |network, interface, _| tell(network, interface))
+}
+
+/// The first announcement after the network was cut off.
+pub(super) fn introduce(resources: &Resources) -> Result<()> {
+    inside(resources, |network, interface, net| {
+        let forgotten = net.forget_unresolved(interface);
+        tell(network, interface)?;
+        forgotten.map(drop)
+    })
+}
+
+fn tell(network: &NetworkResources, interface: u32) -> whimbrel_kernel::error::Result<()> {
+    network
+        .addresses
+        .iter()
+        .try_for_each(|address| announce::announce(interface, network.mac, address.ip))
+}
+
+/// Does something with the interface of a workload that is alive and has one, in its network namespace.
+fn inside(
+    resources: &Resources,
+    work: impl FnOnce(&NetworkResources, u32, &mut Netlink) -> whimbrel_kernel::error::Result<()> + Send,
+) -> Result<()> {
     let (Some(network), Some(init)) = (&resources.network, resources.init.filter(Identity::is_alive)) else {
         return Ok(());
     };
     let namespace = namespace::open(init.pid, "net")?;
-    let interface = find(&mut Netlink::open_in(namespace.as_fd())?, &network.interface)?.index;
     in_network(namespace.as_fd(), || {
-        network
-            .addresses
-            .iter()
-            .try_for_each(|address| announce::announce(interface, network.mac, address.ip))
-    })??;
-    Ok(())
+        let mut net = Netlink::open()?;
+        let interface = find(&mut net, &network.interface)?.index;
+        Ok(work(network, interface, &mut net)?)
+    })?
 }
 
 /// Repeats [`announce`] while the neighbours may still be busy learning. Takes [`ANNOUNCE_PAUSES`] in all.

@@ -111,7 +111,7 @@ pub fn start(resources: &Resources) -> Result<()> {
     network::unlock(resources)?;
     Group::at(&resources.group).thaw()?;
     // It runs: what fails from here on is no reason to say that it does not.
-    let announced = network::announce(resources);
+    let announced = network::introduce(resources);
     let noted = registry::note_running(&resources.directory);
     announced.and(noted)
 }
