@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::proc;
@@ -26,6 +27,8 @@ const PENDING_MAX: usize = 4096;
 /// How often we look for threads that were born while we stopped the others.
 const STOP_PASSES_MAX: usize = 64;
 
+/// System calls stop with a status of their own (`Stop::Syscall`), and not with a SIGTRAP that our death would deliver.
+const OPTION_TRACESYSGOOD: u64 = 1;
 /// SIGKILL the tracee when its tracer dies.
 pub const OPTION_EXITKILL: u64 = 0x0010_0000;
 /// Stop at clone, and trace the new thread from its first instruction.
@@ -57,24 +60,78 @@ pub enum Stop {
     Signal(i32),
     /// A clone event of the parent.
     Clone,
+    /// The entry or the exit of a system call, after [`resume_to_syscall`].
+    Syscall,
     /// Another ptrace event.
     Other(i32),
     /// The thread is gone.
     Gone(i32),
 }
 
-/// Waits until thread `tid` reports.
-pub fn wait(tid: i32) -> Result<Stop> {
-    let mut status = 0;
-    loop {
-        // SAFETY: `status` is a live int.
-        let result = unsafe { libc::waitpid(tid, &mut status, libc::__WALL) };
-        if result == tid {
-            return Ok(classify(status));
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stop::Event { signal } => write!(f, "came to an event stop (signal {signal})"),
+            Stop::Signal(signal) => write!(f, "got signal {signal}"),
+            Stop::Clone => write!(f, "made a thread"),
+            Stop::Syscall => write!(f, "stopped at a system call"),
+            Stop::Other(event) => write!(f, "came to ptrace event {event}"),
+            Stop::Gone(status) if libc::WIFSIGNALED(*status) => {
+                write!(f, "was killed by signal {}", libc::WTERMSIG(*status))
+            }
+            Stop::Gone(status) => write!(f, "exited with status {}", libc::WEXITSTATUS(*status)),
         }
-        let source = io::Error::last_os_error();
-        if source.raw_os_error() != Some(libc::EINTR) {
-            return Err(Error::call(format!("wait for thread {tid}"), source));
+    }
+}
+
+/// How long a thread may take to stop, and a system call to return that it runs for us.
+pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// For so long we only give way to others between two looks: stops come within microseconds.
+const EAGER: Duration = Duration::from_micros(300);
+/// The longest pause between two looks after that.
+const PAUSE_MAX: Duration = Duration::from_millis(1);
+
+/// Waits until thread `tid` reports, [`WAIT_MAX`] at most.
+///
+/// # Errors
+/// ECHILD: it is not traced by us (any more). Otherwise it did not stop in time: it is in an uninterruptible wait (a dead
+/// network file system, a vfork child that has not executed yet) or frozen by a control group.
+pub fn wait(tid: i32) -> Result<Stop> {
+    let begin = Instant::now();
+    let mut pause = Duration::from_micros(10);
+    loop {
+        if let Some(stop) = poll(tid)? {
+            return Ok(stop);
+        }
+        let waited = begin.elapsed();
+        if waited < EAGER {
+            std::thread::yield_now();
+        } else if waited < WAIT_MAX {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        } else {
+            let seconds = WAIT_MAX.as_secs();
+            return Err(Error::other(format!(
+                "thread {tid} did not stop within {seconds} s: it waits for a device or for a vfork child, or a control group \
+                 keeps it frozen"
+            )));
+        }
+    }
+}
+
+/// What thread `tid` has to report, if anything.
+fn poll(tid: i32) -> Result<Option<Stop>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live int.
+    match unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) } {
+        0 => Ok(None),
+        found if found == tid => Ok(Some(classify(status))),
+        _ => {
+            let source = io::Error::last_os_error();
+            match source.raw_os_error() {
+                Some(libc::EINTR) => Ok(None),
+                _ => Err(Error::call(format!("wait for thread {tid}"), source)),
+            }
         }
     }
 }
@@ -85,6 +142,7 @@ fn classify(status: i32) -> Stop {
     }
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
         0 => Stop::Signal(signal),
         PTRACE_EVENT_STOP => Stop::Event { signal },
         EVENT_CLONE => Stop::Clone,
@@ -94,7 +152,14 @@ fn classify(status: i32) -> Stop {
 
 /// Becomes the tracer of one thread without stopping it.
 pub fn seize(tid: i32, options: u64) -> Result<()> {
-    request("seize", libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+    request(
+        "seize",
+        libc::PTRACE_SEIZE,
+        tid,
+        0,
+        (options | OPTION_TRACESYSGOOD) as usize,
+    )
+    .map(drop)
 }
 
 /// Asks a seized thread to stop.
@@ -105,6 +170,11 @@ pub fn interrupt(tid: i32) -> Result<()> {
 /// Lets a stopped thread go on, delivering `signal` if it is not 0.
 pub fn resume(tid: i32, signal: i32) -> Result<()> {
     request("resume", libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Lets a stopped thread go on until the next entry or exit of a system call ([`Stop::Syscall`]).
+pub fn resume_to_syscall(tid: i32, signal: i32) -> Result<()> {
+    request("resume", libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
 }
 
 /// Runs one instruction.
@@ -124,7 +194,7 @@ pub fn set_options(tid: i32, options: u64) -> Result<()> {
         libc::PTRACE_SETOPTIONS,
         tid,
         0,
-        options as usize,
+        (options | OPTION_TRACESYSGOOD) as usize,
     )
     .map(drop)
 }
@@ -295,17 +365,27 @@ pub fn syscall_user_dispatch(tid: i32) -> Result<bool> {
 pub struct Stopped {
     pid: i32,
     tids: Vec<i32>,
+    group_stop: Option<i32>,
     detached: bool,
 }
 
 impl Stopped {
-    /// Stops every thread of `pid`, also those that are born meanwhile. Running on failure.
-    pub fn stop(pid: i32) -> Result<Self> {
-        let mut stopped = Self {
+    fn none_of(pid: i32) -> Self {
+        Self {
             pid,
             tids: Vec::new(),
+            group_stop: None,
             detached: false,
-        };
+        }
+    }
+
+    /// Stops every thread of `pid`, also those that are born meanwhile. 35 threads take about half a millisecond.
+    ///
+    /// # Errors
+    /// EPERM: another tracer has it, or we may not. A thread that does not stop within [`WAIT_MAX`] is named. The threads that
+    /// had been stopped run on after a failure; one that did not stop in time is let go when the calling thread ends.
+    pub fn stop(pid: i32) -> Result<Self> {
+        let mut stopped = Self::none_of(pid);
         let mut seen = HashSet::new();
         for _ in 0..STOP_PASSES_MAX {
             let new: Vec<i32> = proc::tasks(pid)?
@@ -314,12 +394,8 @@ impl Stopped {
                 .collect();
             if new.is_empty() {
                 stopped.tids.sort_by_key(|tid| (*tid != pid, *tid));
-                return match stopped.tids.first() {
-                    Some(first) if *first == pid => Ok(stopped),
-                    _ => Err(Error::other(format!(
-                        "process {pid} ended while it was being stopped"
-                    ))),
-                };
+                stopped.check_leader()?;
+                return Ok(stopped);
             }
             stopped.stop_some(&new)?;
         }
@@ -330,36 +406,70 @@ impl Stopped {
 
     /// Stops the leader alone; the other threads run on.
     pub fn stop_leader(pid: i32) -> Result<Self> {
-        let mut stopped = Self {
-            pid,
-            tids: Vec::new(),
-            detached: false,
-        };
+        let mut stopped = Self::none_of(pid);
         stopped.stop_some(&[pid])?;
-        if stopped.tids.is_empty() {
-            return Err(Error::other(format!(
-                "process {pid} ended while it was being stopped"
-            )));
-        }
+        stopped.check_leader()?;
         Ok(stopped)
     }
 
+    /// A thread that executes another program kills all others and takes the leader's number: then what was stopped is gone.
+    fn check_leader(&self) -> Result<()> {
+        let present = self.tids.first() == Some(&self.pid) && regs(self.pid).is_ok();
+        if present {
+            return Ok(());
+        }
+        let pid = self.pid;
+        Err(Error::other(format!(
+            "process {pid} ended or executed another program while it was being stopped"
+        )))
+    }
+
+    /// Asks all first and waits then, so that the waits overlap. Every thread that was asked is waited for whatever happens
+    /// to the others: one that is forgotten would stop later and never be let go.
     fn stop_some(&mut self, tids: &[i32]) -> Result<()> {
+        let mut failure = None;
         let mut asked = Vec::with_capacity(tids.len());
         for &tid in tids {
             match seize(tid, 0).and_then(|()| interrupt(tid)) {
                 Ok(()) => asked.push(tid),
-                // A thread may end between the list and the seizing; the leader may not.
-                Err(error) if tid != self.pid && error.errno() == Some(libc::ESRCH) => {}
-                Err(error) => return Err(error),
+                Err(error) if self.may_be_gone(tid, &error) => {}
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
             }
         }
         for tid in asked {
-            if stop_one(tid)? {
-                self.tids.push(tid);
+            match stop_one(tid) {
+                Ok(Some(signal)) => {
+                    self.group_stop = self.group_stop.or((signal != libc::SIGTRAP).then_some(signal));
+                    self.tids.push(tid);
+                }
+                Ok(None) => {}
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// A thread may end between the list and the seizing (a dying one gives EPERM); the leader may not.
+    fn may_be_gone(&self, tid: i32, error: &Error) -> bool {
+        let dying = || matches!(proc::task_state(self.pid, tid), None | Some('Z' | 'X'));
+        match error.errno() {
+            Some(libc::ESRCH) => tid != self.pid,
+            Some(libc::EPERM) => tid != self.pid && dying(),
+            _ => false,
+        }
+    }
+
+    /// The signal that had stopped the whole process (SIGSTOP …) before we came. It stays stopped when it is let go.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// Sets `OPTION_*` of all threads.
+    pub fn options(&self, options: u64) -> Result<()> {
+        self.tids.iter().try_for_each(|tid| set_options(*tid, options))
     }
 
     /// The process.
@@ -370,6 +480,23 @@ impl Stopped {
     /// Its threads in our PID namespace, the leader first, the others in order.
     pub fn tids(&self) -> &[i32] {
         &self.tids
+    }
+
+    /// Takes in threads that were born traced ([`OPTION_TRACECLONE`]), so that they are let go or killed with the others.
+    pub fn add(&mut self, tids: &[i32]) {
+        self.tids.extend(tids);
+    }
+
+    /// Kills the process and waits for the end of every thread. A traced thread stays until its tracer has seen its end, and
+    /// its process with it. A leader that is not our child stays a zombie until its parent has seen it, too.
+    pub fn kill(mut self) -> Result<()> {
+        self.detached = true;
+        match signal_process(self.pid, libc::SIGKILL) {
+            Err(error) if error.errno() != Some(libc::ESRCH) => return Err(error),
+            _ => {}
+        }
+        // the leader's end is told when all others have been seen
+        self.tids.iter().rev().try_for_each(|tid| wait_gone(*tid))
     }
 
     /// Lets every thread run. Registers must have been put back.
@@ -399,29 +526,71 @@ impl Drop for Stopped {
     }
 }
 
-/// Waits for the stop of one interrupted thread, handing on the signals that come first. `false`: it has ended.
-fn stop_one(tid: i32) -> Result<bool> {
+/// Waits for the stop of one interrupted thread, handing on the signals that come first. The signal of the stop (SIGTRAP
+/// unless the whole process is stopped), or `None` when the thread has ended.
+fn stop_one(tid: i32) -> Result<Option<i32>> {
     loop {
-        match wait(tid)? {
-            Stop::Event { .. } => return Ok(true),
-            Stop::Signal(signal) => resume(tid, signal)?,
-            Stop::Clone | Stop::Other(_) => resume(tid, 0)?,
-            Stop::Gone(_) => return Ok(false),
+        let stop = match wait(tid) {
+            Ok(stop) => stop,
+            Err(error) if error.errno() == Some(libc::ECHILD) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let resumed = match stop {
+            Stop::Event { signal } => return Ok(Some(signal)),
+            Stop::Gone(_) => return Ok(None),
+            Stop::Signal(signal) => resume(tid, signal),
+            Stop::Clone | Stop::Syscall | Stop::Other(_) => resume(tid, 0),
+        };
+        match resumed {
+            Err(error) if error.errno() != Some(libc::ESRCH) => return Err(error),
+            // or killed at this moment, which the next look tells
+            _ => {}
         }
     }
 }
 
-/// Brings stopped threads from whatever stop they are in (a SIGTRAP after remote calls) into a plain event stop, so
-/// that the death of the tracer delivers nothing to them.
+/// Waits until a killed thread has ended.
+fn wait_gone(tid: i32) -> Result<()> {
+    loop {
+        match wait(tid) {
+            Ok(Stop::Gone(_)) => return Ok(()),
+            Err(error) if error.errno() == Some(libc::ECHILD) => return Ok(()),
+            Err(error) => return Err(error),
+            // a stop that was reported before SIGKILL struck
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Waits for the first stop of a thread that was born with [`OPTION_TRACECLONE`] set in its parent.
+pub fn wait_born(tid: i32) -> Result<()> {
+    match stop_one(tid)? {
+        Some(_) => Ok(()),
+        None => Err(Error::other(format!("thread {tid} ended as soon as it was made"))),
+    }
+}
+
+/// Brings stopped threads from whatever stop they are in (after remote calls) into a plain event stop, so that the death of
+/// the tracer delivers nothing to them and interrupted system calls are restarted.
 pub fn park(tids: &[i32]) -> Result<()> {
     for &tid in tids {
         interrupt(tid)?;
         resume(tid, 0)?;
     }
     for &tid in tids {
-        if !stop_one(tid)? {
+        if stop_one(tid)?.is_none() {
             return Err(Error::other(format!("thread {tid} ended while it was stopped")));
         }
     }
     Ok(())
+}
+
+/// Sends a signal to a whole process (kill(2)).
+pub(crate) fn signal_process(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: no pointer is passed.
+    let result = unsafe { libc::kill(pid, signal) };
+    crate::fd::check(i64::from(result), || {
+        format!("send signal {signal} to process {pid}")
+    })
+    .map(drop)
 }
