@@ -97,7 +97,7 @@ impl Running {
         self.entered.stdin.take()
     }
 
-    /// Waits for a line of output that holds `part`, and gives that line.
+    /// Waits for a line of output that holds `part`, and gives that line. Gives up when the command has ended.
     pub fn line_with(&self, part: &str, limit: Duration) -> Result<String> {
         let deadline = Instant::now() + limit;
         let mut text = self.said.lock();
@@ -109,13 +109,14 @@ impl Running {
                 return Ok(line.to_string());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
+            if left.is_zero() || ended {
                 return Err(self.late(&format!("a line with \"{part}\""), limit, found.into_owned()));
             }
             let waited = self
                 .said
                 .more
-                .wait_timeout(text, left)
+                .wait_timeout(text, left.min(LOOK_AGAIN))
                 .unwrap_or_else(PoisonError::into_inner);
             text = waited.0;
         }

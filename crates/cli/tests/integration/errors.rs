@@ -1,6 +1,10 @@
 //! Wrong input: one sentence, an exit code, and a workload that never noticed.
 
-use whimbrel_testbed::{programs, Finished};
+use std::io::{Read, Write};
+use std::thread;
+use std::time::Duration;
+
+use whimbrel_testbed::{at, programs, Finished, BETA};
 
 use crate::rig::{How, Rig, Side, LONG, NAME};
 
@@ -195,4 +199,66 @@ fn a_name_that_is_taken_is_refused_at_the_destination() {
     rig.more_steps(Side::Beta, 3);
     assert!(rig.whimbrel(Side::Beta, &format!("stop {NAME}")).success());
     rig.finish(Side::Alpha);
+}
+
+/// A destination that answers the first 64 bytes with `answer`: what does `migrate` say?
+fn migrate_to(rig: &Rig, answer: Vec<u8>) -> Finished {
+    let listener = rig.hosts.beta.listen(at(BETA, 7440)).unwrap();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut hello = [0; 64];
+        // Until the other end has had enough, which may be at any time.
+        let _ = stream.read_exact(&mut hello);
+        let _ = stream.write_all(&answer);
+        let _ = stream.read(&mut hello);
+    });
+    let line = format!("migrate {NAME} 10.77.0.2:7440 --key {WRONG_KEY} --link-timeout 2s");
+    let finished = rig.whimbrel(Side::Alpha, &line);
+    // If nobody has come, the thread still waits.
+    drop(rig.hosts.client.connect(at(BETA, 7440), LONG));
+    serving.join().unwrap();
+    finished
+}
+
+#[test]
+fn another_version_a_stranger_and_silence_at_the_other_end() {
+    let rig = Rig::new(&[programs::c("counter").unwrap()]);
+    rig.run("counter 8");
+    // The layout of a greeting is promised for every version: magic, lowest and highest version.
+    let mut newer = vec![0; 64];
+    newer[..8].copy_from_slice(b"WHIMBREL");
+    newer[8..12].copy_from_slice(&[7, 0, 8, 0]);
+    one_sentence(&migrate_to(&rig, newer), FAILED, &["version", "7 to 8"]);
+    let web = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    one_sentence(&migrate_to(&rig, web.to_vec()), FAILED, &["whimbrel"]);
+    one_sentence(&migrate_to(&rig, Vec::new()), FAILED, &["10.77.0.2:7440"]);
+    rig.more_steps(Side::Alpha, 3);
+    rig.finish(Side::Alpha);
+}
+
+#[test]
+fn strangers_do_not_disturb_a_destination_that_waits() {
+    let rig = Rig::new(&[programs::c("counter").unwrap()]);
+    rig.run("counter 8");
+    let mut moving = rig.begin_move(
+        Side::Alpha,
+        &How {
+            pause_source_at: Some("connect"),
+            ..How::default()
+        },
+    );
+    moving.migrate.wait_stopped(LONG).unwrap();
+    let connect = || rig.hosts.client.connect(at(BETA, 7440), LONG).unwrap();
+    drop(connect());
+    let silent = connect();
+    let mut garbage = connect();
+    garbage.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    // Refused at some point; a broken connection is what a stranger deserves.
+    let _ = garbage.write_all(&[0x41; 1 << 20]);
+    moving.migrate.go_on().unwrap();
+    moving.migrate.wait_success(LONG).unwrap();
+    moving.receive.wait_success(LONG).unwrap();
+    drop(silent);
+    rig.more_steps(Side::Beta, 3);
+    rig.finish(Side::Beta);
 }
