@@ -16,6 +16,7 @@ pub mod migration;
 pub mod pages;
 mod progress;
 pub mod strategy;
+pub mod switchover;
 
 pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
 pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};
