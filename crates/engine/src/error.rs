@@ -57,6 +57,34 @@ pub enum Error {
         /// What would have been right.
         expected: &'static str,
     },
+    /// The other end lives but does not answer.
+    #[error("the other end has not sent {expected} within {} seconds", .waited.as_secs())]
+    Late {
+        /// What is missing.
+        expected: &'static str,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// Destination: the source lost us and asks what became of the migration, which ends it.
+    #[error("the source lost the connection and takes the workload back")]
+    Queried,
+    /// The destination did not start the workload and never will.
+    #[error("the destination has given this migration up")]
+    Fenced,
+    /// The destination does not answer after the offer.
+    #[error("it is not known whether {workload} runs at the destination: it stays frozen here until the destination answers; if you are sure that it does not run there, `whimbrel resume {id} --here --force` takes it back")]
+    Undecided {
+        /// The migration.
+        id: whimbrel_wire::MigrationId,
+        /// The workload's name.
+        workload: String,
+    },
+    /// Destination: it runs here, but the source may not know it yet.
+    #[error("the workload runs here, but {source_address} has not confirmed it: its journal is kept until the source asks")]
+    Unconfirmed {
+        /// The source's address.
+        source_address: String,
+    },
     /// The user does not want it any more.
     #[error("cancelled")]
     Cancelled,
@@ -96,7 +124,7 @@ pub enum Error {
 }
 
 /// Shorthand.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// Wraps the error of a workload, a replica or a recovery.

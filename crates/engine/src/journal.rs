@@ -1,10 +1,11 @@
 //! What outlives a controller: one small file for each migration on a tmpfs.
 //!
-//! `<id>.json` is replaced by write and rename, so that a reader sees the old or the new record, never half of one. There is no
-//! fsync: a crash of the host ends the workload anyway. `<id>.lock` is held with flock(2) by whoever acts on the migration, as
+//! `<id>.<role>.json` is replaced by write and rename, so that a reader sees the old or the new record, never half of one. There is no
+//! fsync: a crash of the host ends the workload anyway. `<id>.<role>.lock` is held with flock(2) by whoever acts on the migration, as
 //! long as that process lives; a journal that nobody has locked is stale, and the next command recovers it.
 //! Both files hold or guard the migration's key: mode 0600 in a directory of mode 0700.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -26,7 +27,7 @@ const RECORD_BYTES_MAX: u64 = 16 << 20;
 const LISTING_MAX: Duration = Duration::from_millis(100);
 
 /// Which end of the migration the journal belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Role {
     /// Where the workload comes from.
     Source,
@@ -34,11 +35,37 @@ pub enum Role {
     Destination,
 }
 
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        }
+    }
+
+    /// The role and the id in a journal's file name.
+    fn parse(name: &str) -> Option<(MigrationId, Role)> {
+        let (id, role) = name.strip_suffix(".json")?.split_once('.')?;
+        let role = [Role::Source, Role::Destination]
+            .into_iter()
+            .find(|r| r.name() == role)?;
+        Some((id.parse().ok()?, role))
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How far the migration got. What to do then is decided by `policy::switchover`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Both: under way; the workload is the source's.
     Active,
+    /// Destination: complete, and the source may have offered. Otherwise like `Active`.
+    Prepared,
     /// Source: the destination was told to start it; only its answer decides.
     Offered,
     /// Source: it runs at the destination.
@@ -114,14 +141,19 @@ impl Journals {
         &self.directory
     }
 
-    /// Writes a new journal and locks it. [`Error::Busy`] if another process acts on this migration.
+    /// Writes a new journal and locks it. [`Error::Busy`] if another process acts on this migration, or if it is known already.
     pub fn create(&self, record: Record) -> Result<Journal> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.directory)
             .map_err(failed(&self.directory, "made"))?;
-        let lock = self.lock(record.id)?.ok_or(Error::Busy { id: record.id })?;
+        let lock = self
+            .lock(record.id, record.role)?
+            .ok_or(Error::Busy { id: record.id })?;
+        if self.read(record.id, record.role)?.is_some() {
+            return Err(Error::Busy { id: record.id });
+        }
         let mut journal = Journal {
             directory: self.directory.clone(),
             record,
@@ -132,28 +164,28 @@ impl Journals {
     }
 
     /// Locks the journal of `id`. `None` if there is none; [`Error::Busy`] if another process acts on it.
-    pub fn open(&self, id: MigrationId) -> Result<Option<Journal>> {
+    pub fn open(&self, id: MigrationId, role: Role) -> Result<Option<Journal>> {
         // Without a look first, asking for an unknown id would leave a lock file behind.
-        if self.read(id)?.is_none() {
+        if self.read(id, role)?.is_none() {
             return Ok(None);
         }
-        let lock = self.lock(id)?.ok_or(Error::Busy { id })?;
-        match self.read(id)? {
+        let lock = self.lock(id, role)?.ok_or(Error::Busy { id })?;
+        match self.read(id, role)? {
             Some(record) => Ok(Some(Journal {
                 directory: self.directory.clone(),
                 record,
                 _lock: lock,
             })),
             None => {
-                remove(&lock_path(&self.directory, id))?;
+                remove(&lock_path(&self.directory, id, role))?;
                 Ok(None)
             }
         }
     }
 
     /// The record of `id` as it is now, whoever holds it.
-    pub fn read(&self, id: MigrationId) -> Result<Option<Record>> {
-        let path = record_path(&self.directory, id);
+    pub fn read(&self, id: MigrationId, role: Role) -> Result<Option<Record>> {
+        let path = record_path(&self.directory, id, role);
         let mut text = Vec::new();
         match File::open(&path) {
             Ok(file) => file
@@ -175,19 +207,16 @@ impl Journals {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(failed(&self.directory, "listed")(e)),
         };
-        let mut ids: Vec<MigrationId> = Vec::new();
+        let mut found: Vec<(MigrationId, Role)> = Vec::new();
         for entry in entries {
             let name = entry.map_err(failed(&self.directory, "listed"))?.file_name();
-            let id: Option<MigrationId> = name
-                .to_str()
-                .and_then(|name| name.strip_suffix(".json")?.parse().ok());
-            ids.extend(id);
+            found.extend(name.to_str().and_then(Role::parse));
         }
-        ids.sort_unstable();
+        found.sort_unstable();
         let mut listed = Vec::new();
-        for id in ids {
-            let stale = !self.is_locked(id)?;
-            listed.extend(self.read(id)?.map(|record| Listed { record, stale }));
+        for (id, role) in found {
+            let stale = !self.is_locked(id, role)?;
+            listed.extend(self.read(id, role)?.map(|record| Listed { record, stale }));
         }
         Ok(listed)
     }
@@ -203,8 +232,8 @@ impl Journals {
     }
 
     /// `None` if another process has it.
-    fn lock(&self, id: MigrationId) -> Result<Option<File>> {
-        let path = lock_path(&self.directory, id);
+    fn lock(&self, id: MigrationId, role: Role) -> Result<Option<File>> {
+        let path = lock_path(&self.directory, id, role);
         let begun = Instant::now();
         while begun.elapsed() < LISTING_MAX {
             let file = private()
@@ -227,8 +256,8 @@ impl Journals {
         Ok(None)
     }
 
-    fn is_locked(&self, id: MigrationId) -> Result<bool> {
-        let path = lock_path(&self.directory, id);
+    fn is_locked(&self, id: MigrationId, role: Role) -> Result<bool> {
+        let path = lock_path(&self.directory, id, role);
         match File::open(&path) {
             // Two that list at once do not disturb each other.
             Ok(file) => Ok(!flock(&path, &file, FlockOperation::NonBlockingLockShared)?),
@@ -257,10 +286,18 @@ impl Journal {
         self.change(|record| record.resources = resources)
     }
 
+    /// Destination: complete, with these resources. In one write, as it is part of the downtime.
+    pub fn set_prepared(&mut self, resources: Vec<u8>) -> Result<()> {
+        self.change(|record| {
+            record.state = State::Prepared;
+            record.resources = resources;
+        })
+    }
+
     /// The migration is settled. Takes the lock away with it.
     pub fn remove(self) -> Result<()> {
-        remove(&record_path(&self.directory, self.record.id))?;
-        remove(&lock_path(&self.directory, self.record.id))
+        remove(&record_path(&self.directory, self.record.id, self.record.role))?;
+        remove(&lock_path(&self.directory, self.record.id, self.record.role))
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
@@ -272,7 +309,7 @@ impl Journal {
 
     fn write(&mut self) -> Result<()> {
         self.record.pid = std::process::id();
-        let path = record_path(&self.directory, self.record.id);
+        let path = record_path(&self.directory, self.record.id, self.record.role);
         let new = path.with_extension("new");
         let text = serde_json::to_vec(&self.record).map_err(|e| failed(&path, "written")(e.into()))?;
         let mut file = private()
@@ -300,12 +337,12 @@ fn private() -> OpenOptions {
     options
 }
 
-fn record_path(directory: &Path, id: MigrationId) -> PathBuf {
-    directory.join(format!("{id}.json"))
+fn record_path(directory: &Path, id: MigrationId, role: Role) -> PathBuf {
+    directory.join(format!("{id}.{role}.json"))
 }
 
-fn lock_path(directory: &Path, id: MigrationId) -> PathBuf {
-    directory.join(format!("{id}.lock"))
+fn lock_path(directory: &Path, id: MigrationId, role: Role) -> PathBuf {
+    directory.join(format!("{id}.{role}.lock"))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -395,7 +432,11 @@ mod tests {
         journal.set_state(State::Offered).unwrap();
         journal.set_resources(vec![9]).unwrap();
         drop(journal);
-        let journal = scratch.0.open(MigrationId([1; 16])).unwrap().unwrap();
+        let journal = scratch
+            .0
+            .open(MigrationId([1; 16]), Role::Source)
+            .unwrap()
+            .unwrap();
         let expected = Record {
             state: State::Offered,
             resources: vec![9],
@@ -404,7 +445,11 @@ mod tests {
         };
         assert_eq!(*journal.record(), expected);
         journal.remove().unwrap();
-        assert!(scratch.0.open(MigrationId([1; 16])).unwrap().is_none());
+        assert!(scratch
+            .0
+            .open(MigrationId([1; 16]), Role::Source)
+            .unwrap()
+            .is_none());
         assert_eq!(scratch.files(), 0);
     }
 
@@ -414,15 +459,33 @@ mod tests {
         let journal = scratch.0.create(record(1)).unwrap();
         drop(scratch.0.create(record(2)).unwrap());
         assert!(matches!(
-            scratch.0.open(MigrationId([1; 16])),
+            scratch.0.open(MigrationId([1; 16]), Role::Source),
             Err(Error::Busy { .. })
         ));
         assert!(matches!(scratch.0.create(record(1)), Err(Error::Busy { .. })));
         let stale: Vec<_> = scratch.0.list().unwrap().iter().map(|l| l.stale).collect();
         assert_eq!(stale, [false, true]);
+        assert!(
+            scratch
+                .0
+                .create(Record {
+                    role: Role::Destination,
+                    ..record(1)
+                })
+                .is_ok(),
+            "the other end"
+        );
         drop(journal);
-        assert_eq!(scratch.0.stale().unwrap().len(), 2);
-        assert!(scratch.0.open(MigrationId([1; 16])).unwrap().is_some());
+        assert!(
+            matches!(scratch.0.create(record(1)), Err(Error::Busy { .. })),
+            "known already"
+        );
+        assert_eq!(scratch.0.stale().unwrap().len(), 3);
+        assert!(scratch
+            .0
+            .open(MigrationId([1; 16]), Role::Source)
+            .unwrap()
+            .is_some());
     }
 
     #[test]
@@ -440,11 +503,20 @@ mod tests {
     fn a_lock_on_a_removed_file_is_worth_nothing() {
         let scratch = Scratch::new();
         let first = scratch.0.create(record(1)).unwrap();
-        fs::remove_file(lock_path(&scratch.0.directory, MigrationId([1; 16]))).unwrap();
-        let second = scratch.0.open(MigrationId([1; 16])).unwrap().unwrap();
+        fs::remove_file(lock_path(
+            &scratch.0.directory,
+            MigrationId([1; 16]),
+            Role::Source,
+        ))
+        .unwrap();
+        let second = scratch
+            .0
+            .open(MigrationId([1; 16]), Role::Source)
+            .unwrap()
+            .unwrap();
         drop(first);
         assert!(matches!(
-            scratch.0.open(MigrationId([1; 16])),
+            scratch.0.open(MigrationId([1; 16]), Role::Source),
             Err(Error::Busy { .. })
         ));
         drop(second);
@@ -455,7 +527,11 @@ mod tests {
         let scratch = Scratch::new();
         drop(scratch.0.create(record(1)).unwrap());
         let files = scratch.files();
-        assert!(scratch.0.open(MigrationId([7; 16])).unwrap().is_none());
+        assert!(scratch
+            .0
+            .open(MigrationId([7; 16]), Role::Source)
+            .unwrap()
+            .is_none());
         assert_eq!(scratch.files(), files);
     }
 
@@ -463,9 +539,13 @@ mod tests {
     fn a_damaged_journal_is_named() {
         let scratch = Scratch::new();
         drop(scratch.0.create(record(1)).unwrap());
-        let path = record_path(&scratch.0.directory, MigrationId([1; 16]));
+        let path = record_path(&scratch.0.directory, MigrationId([1; 16]), Role::Source);
         fs::write(&path, b"{\"id\":").unwrap();
-        let error = scratch.0.open(MigrationId([1; 16])).unwrap_err().to_string();
+        let error = scratch
+            .0
+            .open(MigrationId([1; 16]), Role::Source)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains(path.to_str().unwrap()) && error.contains("understood"),
             "{error}"

@@ -1,15 +1,28 @@
 //! Source and destination of one migration: carries a policy's orders out over a workload and a link.
 #![forbid(unsafe_code)]
 
+mod ask;
 pub mod contract;
+pub mod destination;
+mod door;
 pub mod error;
+pub mod guardian;
+mod inbox;
+mod intake;
 pub mod journal;
 mod link;
 pub mod observer;
+mod rounds;
 mod send;
+pub mod source;
+pub mod summary;
 
 pub use contract::{Mode, Outcome, Recover, Replica, Workload};
+pub use destination::{Incoming, ReceiveOptions, Reception};
 pub use error::{Error, Failure, Result, Whereabouts};
-pub use journal::{Journals, Record};
+pub use guardian::{recover_stale, take_over, GuardianOptions, Settled};
+pub use journal::{Journals, Record, Role, State};
 pub use link::LINK_TIMEOUT;
 pub use observer::{Observer, Phase, Progress, Round, DESTINATION_PHASES, SOURCE_PHASES};
+pub use source::{migrate, SourceOptions};
+pub use summary::{JsonLines, Received, Summary};

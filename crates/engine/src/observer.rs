@@ -126,12 +126,14 @@ pub struct Progress {
     pub elapsed_us: u64,
     /// Round of pre-copy, from 1 on; 0 before the first.
     pub round: u32,
-    /// Bytes sent so far, on all streams.
+    /// Bytes put on the wire for pages so far.
     pub sent_bytes: u64,
     /// Bytes of pages that are still owed.
     pub owed_bytes: u64,
     /// Bytes of the workload's memory.
     pub memory_bytes: u64,
+    /// Bytes per second in this round, pauses included.
+    pub send_rate: Option<u64>,
     /// Bandwidth of the link, measured while it was busy.
     pub bandwidth: Option<u64>,
     /// Bytes per second that the workload dirties.
@@ -149,6 +151,8 @@ pub struct Round {
     pub number: u32,
     /// True for the pages that were sent while the workload was frozen.
     pub frozen: bool,
+    /// Pages that were to be sent.
+    pub pages_owed: u64,
     /// Pages with content.
     pub pages_sent: u64,
     /// Zero pages.
@@ -157,6 +161,8 @@ pub struct Round {
     pub pages_rewritten: u64,
     /// Could not be read.
     pub pages_failed: u64,
+    /// Bytes put on the wire.
+    pub wire_bytes: u64,
     /// Its duration.
     pub duration_us: u64,
     /// Bytes per second that the workload dirtied, as its scan found.
@@ -182,6 +188,34 @@ pub trait Observer {
 
 /// Watches nothing.
 impl Observer for () {}
+
+/// Both are told.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn begun(&mut self, phase: Phase) {
+        self.0.begun(phase);
+        self.1.begun(phase);
+    }
+
+    fn ended(&mut self, phase: Phase, duration: Duration) {
+        self.0.ended(phase, duration);
+        self.1.ended(phase, duration);
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        self.0.progress(progress);
+        self.1.progress(progress);
+    }
+
+    fn round(&mut self, round: &Round) {
+        self.0.round(round);
+        self.1.round(round);
+    }
+
+    fn warning(&mut self, sentence: &str) {
+        self.0.warning(sentence);
+        self.1.warning(sentence);
+    }
+}
 
 /// How long a phase took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,13 +252,6 @@ impl<'a> Timeline<'a> {
         // The observer may take its time (a test stops us there): that belongs to the phase.
         self.current = Some((phase, Instant::now()));
         self.observer.begun(phase);
-    }
-
-    /// As [`Timeline::begin`], unless this phase is on already.
-    pub fn enter(&mut self, phase: Phase) {
-        if self.phase() != Some(phase) {
-            self.begin(phase);
-        }
     }
 
     pub fn end(&mut self) {

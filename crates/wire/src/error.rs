@@ -66,7 +66,7 @@ pub enum Error {
 }
 
 /// Shorthand.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// True if a read or write ended because nothing moved within the socket's time limit.

@@ -1,0 +1,59 @@
+//! The destination's part of a migration up to the last page: takes in layouts and pages.
+
+use std::net::TcpStream;
+
+use whimbrel_policy::{PageRun, SpaceId};
+use whimbrel_wire::{Bulk, BulkReader, Message, Run};
+
+use crate::contract::Replica;
+use crate::error::{Error, Result};
+use crate::journal::Journal;
+use crate::link::ControlLink;
+use crate::rounds::LAST_BARRIER;
+
+/// Applies everything of the bulk stream up to the last barrier. Returns the bytes received.
+pub(crate) fn take_in<R: Replica>(
+    replica: &mut R,
+    journal: &mut Journal,
+    link: &ControlLink,
+    bulk: TcpStream,
+    peer: &str,
+) -> Result<u64> {
+    let broken = |cause| Error::Link {
+        peer: peer.to_owned(),
+        cause,
+    };
+    let mut reader = BulkReader::new(bulk);
+    loop {
+        let bulk = reader
+            .next_bulk()
+            .map_err(broken)?
+            .ok_or_else(|| broken(whimbrel_wire::Error::Closed))?;
+        match bulk {
+            Bulk::Barrier(LAST_BARRIER) => return Ok(reader.bytes()),
+            Bulk::Barrier(number) => link.say(&Message::BarrierAck { stream: 0, number })?,
+            Bulk::Layout(layout) => {
+                replica.follow(layout).map_err(Error::workload)?;
+                journal.set_resources(replica.resources())?;
+            }
+            pages => apply(replica, pages).map_err(Error::workload)?,
+        }
+    }
+}
+
+fn apply<R: Replica>(replica: &mut R, bulk: Bulk<'_>) -> Result<(), R::Error> {
+    match bulk {
+        Bulk::Pages(run, data) => replica.write(page_run(run), data),
+        Bulk::Zero(run) => replica.zero(page_run(run)),
+        Bulk::Drop(run) => replica.forget(page_run(run)),
+        Bulk::Layout(_) | Bulk::Barrier(_) => Ok(()),
+    }
+}
+
+fn page_run(run: Run) -> PageRun {
+    PageRun {
+        space: SpaceId(run.space),
+        first: run.first,
+        count: run.count,
+    }
+}

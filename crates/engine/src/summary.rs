@@ -1,0 +1,340 @@
+//! What is left of a migration when it is over: numbers, one line for people, and lines of JSON for programs.
+
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use whimbrel_wire::{DestinationTimes, MigrationId};
+
+use crate::observer::{micros, Observer, Phase, PhaseTime, Progress, Round};
+
+/// A migration that succeeded, as the source saw it. Times in microseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The migration.
+    #[serde(with = "id_text")]
+    pub id: MigrationId,
+    /// The workload's name.
+    pub workload: String,
+    /// Where it went.
+    pub destination: String,
+    /// The strategy's name.
+    pub strategy: String,
+    /// Why it was switched over just then.
+    pub stop_reason: Option<String>,
+    /// From the request until the source may be switched off.
+    pub total_us: u64,
+    /// From the beginning of the freeze at the source until its answer that it runs at the destination.
+    pub downtime_us: u64,
+    /// What the destination did meanwhile.
+    pub destination_times: DestinationTimes,
+    /// Bytes on the bulk stream.
+    pub bulk_bytes: u64,
+    /// Bytes of the state beside the memory.
+    pub state_bytes: u64,
+    /// Bytes of memory that the workload had at the end.
+    pub memory_bytes: u64,
+    /// Rounds, and the last pages.
+    pub rounds: Vec<Round>,
+    /// Phases at the source, in order.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// A migration that the destination received. Times in microseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Received {
+    /// The migration.
+    #[serde(with = "id_text")]
+    pub id: MigrationId,
+    /// Where it came from.
+    pub source: String,
+    /// Bytes on the bulk stream.
+    pub bulk_bytes: u64,
+    /// From the first word until it ran here.
+    pub total_us: u64,
+    /// What was done between the last page and the start.
+    pub times: DestinationTimes,
+    /// Phases at the destination, in order.
+    pub phases: Vec<PhaseTime>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounds = self.rounds.iter().filter(|r| !r.frozen).count();
+        write!(
+            f,
+            "moved {} to {} in {}, {} of it down: {} in {}",
+            self.workload,
+            self.destination,
+            Time(self.total_us),
+            Time(self.downtime_us),
+            Bytes(self.bulk_bytes + self.state_bytes),
+            match rounds {
+                0 => "one stop".to_owned(),
+                1 => "1 round".to_owned(),
+                n => format!("{n} rounds"),
+            },
+        )
+    }
+}
+
+impl fmt::Display for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = Bytes(self.bulk_bytes);
+        write!(
+            f,
+            "received {bytes} from {} in {}",
+            self.source,
+            Time(self.total_us)
+        )
+    }
+}
+
+/// Microseconds, as people say them.
+#[derive(Clone, Copy, Debug)]
+pub struct Time(pub u64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            us @ 0..=999 => write!(f, "{us} us"),
+            us @ 1000..=99_949 => write!(f, "{:.1} ms", us as f64 / 1e3),
+            us @ 99_950..=999_499 => write!(f, "{:.0} ms", us as f64 / 1e3),
+            us => write!(f, "{:.2} s", us as f64 / 1e6),
+        }
+    }
+}
+
+/// Bytes, as people say them: powers of 1000.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            b @ 0..=999 => write!(f, "{b} B"),
+            b @ 1000..=999_999 => write!(f, "{:.1} kB", b as f64 / 1e3),
+            b @ 1_000_000..=999_949_999 => write!(f, "{:.1} MB", b as f64 / 1e6),
+            b => write!(f, "{:.2} GB", b as f64 / 1e9),
+        }
+    }
+}
+
+/// One line of a record.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Line<'a> {
+    PhaseBegun { phase: Phase },
+    PhaseEnded { phase: Phase, duration_us: u64 },
+    Progress(&'a Progress),
+    Round(&'a Round),
+    Warning { sentence: &'a str },
+    Moved(&'a Summary),
+    Received(&'a Received),
+    Failed { sentence: &'a str },
+}
+
+/// Writes everything that happens as lines of JSON, each an object with a member `event`. A failed write is remembered
+/// and does not disturb the migration.
+#[derive(Debug)]
+pub struct JsonLines<W> {
+    out: W,
+    failed: Option<std::io::Error>,
+}
+
+impl<W: Write> JsonLines<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, failed: None }
+    }
+
+    /// The last line of a migration that succeeded, at the source.
+    pub fn moved(&mut self, summary: &Summary) {
+        self.line(&Line::Moved(summary));
+    }
+
+    /// The last line of a migration that succeeded, at the destination.
+    pub fn received(&mut self, received: &Received) {
+        self.line(&Line::Received(received));
+    }
+
+    /// The last line of a migration that failed.
+    pub fn failed(&mut self, sentence: &str) {
+        self.line(&Line::Failed { sentence });
+    }
+
+    /// The first write that failed.
+    pub fn finish(mut self) -> std::io::Result<W> {
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => self.out.flush().map(|()| self.out),
+        }
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        if self.failed.is_some() {
+            return;
+        }
+        let result = serde_json::to_writer(&mut self.out, line).map_err(std::io::Error::from);
+        self.failed = result.and_then(|()| self.out.write_all(b"\n")).err();
+    }
+}
+
+impl<W: Write> Observer for JsonLines<W> {
+    fn begun(&mut self, phase: Phase) {
+        self.line(&Line::PhaseBegun { phase });
+    }
+
+    fn ended(&mut self, phase: Phase, duration: Duration) {
+        self.line(&Line::PhaseEnded {
+            phase,
+            duration_us: micros(duration),
+        });
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        self.line(&Line::Progress(progress));
+    }
+
+    fn round(&mut self, round: &Round) {
+        self.line(&Line::Round(round));
+    }
+
+    fn warning(&mut self, sentence: &str) {
+        self.line(&Line::Warning { sentence });
+    }
+}
+
+mod id_text {
+    use serde::{de::Error, Deserialize, Deserializer, Serializer};
+    use whimbrel_wire::MigrationId;
+
+    pub fn serialize<S: Serializer>(id: &MigrationId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MigrationId, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary() -> Summary {
+        Summary {
+            id: MigrationId([0xab; 16]),
+            workload: "shop".into(),
+            destination: "192.0.2.7:7440".into(),
+            strategy: "precopy".into(),
+            stop_reason: Some("the predicted downtime is short enough".into()),
+            total_us: 3_214_000,
+            downtime_us: 23_449,
+            destination_times: DestinationTimes {
+                load_us: 11_000,
+                ..Default::default()
+            },
+            bulk_bytes: 411_900_000,
+            state_bytes: 100_000,
+            memory_bytes: 400_000_000,
+            rounds: vec![
+                Round {
+                    number: 1,
+                    ..Round::default()
+                },
+                Round {
+                    number: 2,
+                    ..Round::default()
+                },
+                Round {
+                    number: 3,
+                    frozen: true,
+                    ..Round::default()
+                },
+            ],
+            phases: vec![PhaseTime {
+                phase: Phase::Freeze,
+                begun_us: 7,
+                duration_us: 300,
+            }],
+        }
+    }
+
+    #[test]
+    fn one_line_for_people() {
+        assert_eq!(
+            summary().to_string(),
+            "moved shop to 192.0.2.7:7440 in 3.21 s, 23.4 ms of it down: 412.0 MB in 2 rounds"
+        );
+    }
+
+    #[test]
+    fn times_and_sizes_as_people_say_them() {
+        let times = [
+            (0, "0 us"),
+            (999, "999 us"),
+            (1000, "1.0 ms"),
+            (99_949, "99.9 ms"),
+            (99_950, "100 ms"),
+        ];
+        times
+            .iter()
+            .for_each(|&(us, text)| assert_eq!(Time(us).to_string(), text));
+        assert_eq!(
+            (Time(999_499).to_string(), Time(999_500).to_string()),
+            ("999 ms".into(), "1.00 s".into())
+        );
+        let sizes = [
+            (999, "999 B"),
+            (1500, "1.5 kB"),
+            (2_000_000, "2.0 MB"),
+            (3_210_000_000, "3.21 GB"),
+        ];
+        sizes
+            .iter()
+            .for_each(|&(bytes, text)| assert_eq!(Bytes(bytes).to_string(), text));
+    }
+
+    #[test]
+    fn a_record_is_lines_of_json_that_read_back() {
+        let mut lines = JsonLines::new(Vec::new());
+        lines.begun(Phase::Freeze);
+        lines.ended(Phase::Freeze, Duration::from_micros(300));
+        lines.round(&Round::default());
+        lines.warning("a \"quoted\"\nword");
+        lines.moved(&summary());
+        let text = String::from_utf8(lines.finish().unwrap()).unwrap();
+        let values: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let events: Vec<_> = values.iter().map(|v| v["event"].as_str().unwrap()).collect();
+        assert_eq!(
+            events,
+            ["phase-begun", "phase-ended", "round", "warning", "moved"]
+        );
+        assert_eq!(values[1]["duration_us"], 300);
+        assert_eq!(
+            serde_json::from_value::<Summary>(values[4].clone()).unwrap(),
+            summary()
+        );
+    }
+
+    #[test]
+    fn a_full_disk_does_not_disturb() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut lines = JsonLines::new(Full);
+        lines.begun(Phase::Freeze);
+        lines.failed("no");
+        assert!(lines.finish().is_err());
+    }
+}
