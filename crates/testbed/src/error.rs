@@ -7,12 +7,12 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The machine lacks something, or refused.
-    #[error("{what}: {source}; hosts need root, namespaces and the programs that scripts/setup installs")]
+    #[error("{what}: {reason}; hosts need root, namespaces and the programs that scripts/setup installs")]
     Io {
         /// What was tried, and on what.
         what: String,
         /// The answer.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A command ran and failed.
     #[error("`{command}` on {host} failed ({status}): {output}")]
@@ -52,6 +52,6 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io { what: what(), source })
+        self.map_err(|reason| Error::Io { what: what(), reason })
     }
 }

@@ -110,7 +110,15 @@ impl Running {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let ended = self.readers.iter().all(JoinHandle::is_finished);
-            if left.is_zero() || ended {
+            if ended {
+                return Err(Error::Failed {
+                    command: self.command.clone(),
+                    host: self.host.clone(),
+                    status: format!("ended without a line with \"{part}\""),
+                    output: found.into_owned(),
+                });
+            }
+            if left.is_zero() {
                 return Err(self.late(&format!("a line with \"{part}\""), limit, found.into_owned()));
             }
             let waited = self
