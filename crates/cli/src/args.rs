@@ -1,12 +1,14 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use whimbrel_process::container::Address;
+use whimbrel_wire::{Key, MigrationId};
 
 use crate::demo::server::ServerArgs;
 use crate::demo::DemoArgs;
@@ -119,11 +121,11 @@ pub struct MigrateArgs {
     /// A name given by `run`, or the PID of a process
     pub workload: String,
     /// Where `whimbrel receive` listens
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
     pub destination: String,
-    /// The one-time key that `receive` printed
+    /// The one-time key that `receive` printed. Better in the environment: command lines are seen by all users
     #[arg(long, env = "WHIMBREL_KEY", hide_env_values = true, value_name = "KEY")]
-    pub key: String,
+    pub key: Key,
     /// Copy memory while it runs, or stop it first
     #[arg(long, value_enum, default_value_t = Strategy::Precopy)]
     pub strategy: Strategy,
@@ -137,7 +139,7 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub max_rounds: u32,
     /// Before the switch-over send at most so many percent of the workload's memory
-    #[arg(long, value_name = "PERCENT", default_value_t = 400)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 300)]
     pub max_traffic: u32,
     /// Write everything that happens to a file, as lines of JSON
     #[arg(long, value_name = "FILE")]
@@ -160,7 +162,7 @@ pub enum Strategy {
 #[derive(Debug, Args)]
 pub struct ReceiveArgs {
     /// Address and port to listen on; 0.0.0.0:7440 for every network of this host
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7440")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7440", value_parser = host_and_port)]
     pub listen: String,
     /// Go on after the first workload
     #[arg(long)]
@@ -180,7 +182,7 @@ pub struct ReceiveArgs {
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
     /// The migration's id, as `whimbrel ps` shows it
-    pub id: String,
+    pub id: MigrationId,
     /// Let the workload run on here without an answer of the destination. If it was started there, it will run twice
     #[arg(long, requires = "force")]
     pub here: bool,
@@ -199,21 +201,69 @@ pub struct InitArgs {
 /// `guardian`
 #[derive(Debug, Args)]
 pub struct GuardianArgs {
-    /// The migration that it guards; everything of this host that is interrupted, if it is not known yet
-    #[arg(long)]
-    pub id: Option<String>,
+    /// The migration that it guards
+    pub id: MigrationId,
+    /// Which end of it
+    #[arg(value_enum)]
+    pub end: End,
     /// The inherited end of a pipe whose other end the controller has
     #[arg(long)]
     pub pipe: i32,
+    /// The controller's PID
+    #[arg(long)]
+    pub controller: i32,
+    /// As the controller's
+    #[arg(long, value_parser = units::duration)]
+    pub link_timeout: Duration,
     /// The inherited listening socket
     #[arg(long)]
     pub listener: Option<i32>,
+}
+
+/// One end of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum End {
+    /// Where the workload comes from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+/// As on the command line.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            End::Source => "source",
+            End::Destination => "destination",
+        })
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Strategy::Precopy => "precopy",
+            Strategy::Stopcopy => "stopcopy",
+        })
+    }
+}
+
+/// `name:port`, `1.2.3.4:port` or `[::1]:port`; whether the name exists is found out later.
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not a host with a port, like 10.0.0.2:7440")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+    const KEY: &str = "00000-00000-00000-00000-000000";
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
@@ -241,22 +291,27 @@ mod tests {
 
     #[test]
     fn migrate_reads_goals() {
-        let line =
-            "whimbrel migrate shop h:1 --key K --max-downtime 80ms --max-bandwidth 1gbit --strategy stopcopy";
-        let Command::Migrate(migrate) = parse(line).unwrap() else {
+        let goals = "--max-downtime 80ms --max-bandwidth 1gbit --strategy stopcopy";
+        let line = format!("whimbrel migrate shop h:1 --key {KEY} {goals}");
+        let Command::Migrate(migrate) = parse(&line).unwrap() else {
             panic!("not migrate")
         };
         assert_eq!(migrate.max_downtime, Duration::from_millis(80));
         assert_eq!(migrate.max_bandwidth, Some(125_000_000));
         assert_eq!(migrate.strategy, Strategy::Stopcopy);
-        assert!(parse("whimbrel migrate shop h:1 --key K --max-downtime 80").is_err());
-        assert!(parse("whimbrel migrate shop h:1 --key K --strategy hope").is_err());
+        assert!(parse(&format!(
+            "whimbrel migrate shop h:1 --key {KEY} --max-downtime 80"
+        ))
+        .is_err());
+        assert!(parse(&format!("whimbrel migrate shop h:1 --key {KEY} --strategy hope")).is_err());
+        assert!(parse(&format!("whimbrel migrate shop here --key {KEY}")).is_err());
+        assert!(parse("whimbrel migrate shop h:1 --key short").is_err());
     }
 
     #[test]
     fn forcing_has_to_be_said_twice() {
-        assert!(parse("whimbrel resume 0a --here").is_err());
-        assert!(parse("whimbrel resume 0a --force").is_err());
-        assert!(parse("whimbrel resume 0a --here --force").is_ok());
+        assert!(parse(&format!("whimbrel resume {ID} --here")).is_err());
+        assert!(parse(&format!("whimbrel resume {ID} --force")).is_err());
+        assert!(parse(&format!("whimbrel resume {ID} --here --force")).is_ok());
     }
 }

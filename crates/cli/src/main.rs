@@ -1,16 +1,24 @@
 //! The command `whimbrel`.
 #![forbid(unsafe_code)]
 
-#[allow(dead_code)] // until migrate is here
 mod args;
 mod demo;
-#[allow(dead_code)] // until migrate is here
 mod exit;
+mod guardian;
+mod host;
+mod interrupt;
 mod logs;
+mod migrate;
+mod pending;
+mod privilege;
 mod ps;
+mod receive;
+mod resume;
 mod run;
+mod screen;
 mod stop;
 mod units;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -27,9 +35,10 @@ fn main() -> ExitCode {
         Command::Stop(args) => report(stop::run(&args)),
         Command::Demo(args) => demo::run(&args).unwrap_or_else(|error| report(Err(error))),
         Command::DemoServer(args) => report(demo::server::serve(&args)),
-        Command::Migrate(_) | Command::Receive(_) | Command::Resume(_) | Command::Guardian(_) => {
-            report(Err(exit::refused("this release cannot move workloads yet")))
-        }
+        Command::Migrate(args) => report(migrate::run(&args)),
+        Command::Receive(args) => report(receive::run(&args)),
+        Command::Resume(args) => report(resume::run(&args)),
+        Command::Guardian(args) => report(guardian::run(&args)),
         Command::Init(args) => ExitCode::from(whimbrel_process::container::init::main(args.control) as u8),
     }
 }

@@ -4,9 +4,19 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use serde::Serialize;
+use whimbrel_engine::journal::{Listed, Role, State};
 use whimbrel_process::container::{Entry, Exit, Phase, Registry};
 
 use crate::args::PsArgs;
+use crate::host;
+
+/// One line of JSON.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Line<'a> {
+    Workload(&'a Row),
+    Migration(&'a Moving),
+}
 
 /// One workload, as scripts read it.
 #[derive(Debug, Serialize)]
@@ -22,12 +32,30 @@ struct Row {
     command: Vec<String>,
 }
 
+/// One migration that is not over.
+#[derive(Debug, Serialize)]
+struct Moving {
+    id: String,
+    role: &'static str,
+    state: &'static str,
+    workload: String,
+    peer: String,
+    /// Whether a process works on it.
+    attended: bool,
+}
+
 /// Lists.
 pub fn run(args: &PsArgs) -> anyhow::Result<()> {
+    host::tidy();
     let mut entries = Registry::of_host().list()?;
     entries.retain(|entry| args.all || entry.phase != Phase::Ended);
     let rows: Vec<Row> = entries.into_iter().map(row).collect();
-    let text = if args.json { json(&rows)? } else { table(&rows) };
+    let migrations: Vec<Moving> = host::journals().list()?.into_iter().map(moving).collect();
+    let text = if args.json {
+        json(&rows, &migrations)?
+    } else {
+        table(&rows) + &migration_table(&migrations)
+    };
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write the list"),
         _ => Ok(()),
@@ -52,13 +80,63 @@ fn row(entry: Entry) -> Row {
     }
 }
 
-fn json(rows: &[Row]) -> anyhow::Result<String> {
+fn moving(listed: Listed) -> Moving {
+    let Listed { record, stale } = listed;
+    Moving {
+        id: record.id.to_string(),
+        role: match record.role {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        },
+        state: match record.state {
+            State::Active => "under way",
+            State::Prepared => "complete",
+            State::Offered => "frozen until the destination answers",
+            State::Released => "moved",
+            State::Started => "running here",
+            State::Fenced => "given up",
+        },
+        workload: record.workload,
+        peer: record.peer,
+        attended: !stale,
+    }
+}
+
+fn json(rows: &[Row], migrations: &[Moving]) -> anyhow::Result<String> {
     let mut text = String::new();
-    for row in rows {
-        text += &serde_json::to_string(row).context("cannot write the list")?;
+    for line in rows
+        .iter()
+        .map(Line::Workload)
+        .chain(migrations.iter().map(Line::Migration))
+    {
+        text += &serde_json::to_string(&line).context("cannot write the list")?;
         text.push('\n');
     }
     Ok(text)
+}
+
+/// Nothing if there is none.
+fn migration_table(migrations: &[Moving]) -> String {
+    if migrations.is_empty() {
+        return String::new();
+    }
+    let mut lines = vec![["MIGRATION", "WORKLOAD", "THIS END", "OTHER END", "STATE"].map(str::to_owned)];
+    lines.extend(migrations.iter().map(|m| {
+        let workload = if m.workload.is_empty() { "-" } else { &m.workload };
+        let state = if m.attended {
+            m.state.to_owned()
+        } else {
+            format!("{} (nobody works on it)", m.state)
+        };
+        [
+            m.id.clone(),
+            workload.to_owned(),
+            m.role.to_owned(),
+            m.peer.clone(),
+            state,
+        ]
+    }));
+    format!("\n{}", align(&lines))
 }
 
 fn table(rows: &[Row]) -> String {
@@ -112,6 +190,7 @@ fn align<const N: usize>(lines: &[[String; N]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use whimbrel_engine::journal::Record;
 
     fn rows() -> Vec<Row> {
         let row = |name: &str, pid, state, exit| Row {
@@ -130,6 +209,35 @@ mod tests {
         ]
     }
 
+    fn migration() -> Moving {
+        moving(Listed {
+            record: Record {
+                id: whimbrel_wire::MigrationId([0xab; 16]),
+                role: Role::Source,
+                state: State::Offered,
+                key: whimbrel_wire::Key::from_bytes([1; 16]),
+                peer: "h:1".to_owned(),
+                workload: "shop".to_owned(),
+                resources: Vec::new(),
+                pid: 1,
+            },
+            stale: true,
+        })
+    }
+
+    #[test]
+    fn a_migration_that_waits_is_shown_without_its_key() {
+        let text = migration_table(&[migration()]);
+        let last = text.lines().last().unwrap();
+        let words = format!(
+            "{}  shop      source    h:1        frozen until the destination answers (nobody",
+            "ab".repeat(16)
+        );
+        assert!(last.starts_with(&words), "{text}");
+        assert!(!text.contains(&whimbrel_wire::Key::from_bytes([1; 16]).to_string()));
+        assert_eq!(migration_table(&[]), "");
+    }
+
     #[test]
     fn the_table_is_aligned() {
         let expected = "\
@@ -142,12 +250,17 @@ longer  -    ended, signal 9  10.0.0.2/24  sh -c
 
     #[test]
     fn json_is_one_object_a_line() {
-        let text = json(&rows()).unwrap();
+        let text = json(&rows(), &[migration()]).unwrap();
         let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(
             (first["name"].as_str(), first["state"].as_str()),
             (Some("a"), Some("running"))
         );
-        assert_eq!(text.lines().count(), 2);
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (last["kind"].as_str(), last["attended"].as_bool()),
+            (Some("migration"), Some(false))
+        );
+        assert_eq!(text.lines().count(), 3);
     }
 }

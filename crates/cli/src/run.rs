@@ -8,9 +8,17 @@ use whimbrel_process::container::{
 
 use crate::args::RunArgs;
 use crate::exit::refused;
+use crate::host;
+use crate::privilege::{require, NET_ADMIN, SYS_ADMIN};
 
 /// Starts the command and prints the workload's name and PID.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    require(if args.ip.is_empty() {
+        &[SYS_ADMIN]
+    } else {
+        &[SYS_ADMIN, NET_ADMIN]
+    })?;
+    host::tidy();
     let words: Vec<String> = args
         .command
         .iter()

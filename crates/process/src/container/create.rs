@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -332,7 +333,10 @@ impl Container {
 
 fn start_launcher(program: &Path, theirs: &Channel) -> Result<Child> {
     let mut command = std::process::Command::new(program);
-    command.arg("init").arg(theirs.as_fd().as_raw_fd().to_string());
+    command
+        .arg0("whimbrel")
+        .arg("init")
+        .arg(theirs.as_fd().as_raw_fd().to_string());
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

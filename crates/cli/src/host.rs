@@ -1,0 +1,78 @@
+//! This host: where its journals are, and what other commands left undone.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use whimbrel_engine::guardian::{recover_stale, GuardianOptions, Settled};
+use whimbrel_engine::journal::{Journals, Record};
+use whimbrel_engine::LINK_TIMEOUT;
+use whimbrel_process::container::{Entry, Registry};
+
+use crate::pending::{NotYet, Pending};
+
+/// How long a command that has something else to do asks the destination of an undecided migration.
+const ASK_FOR: Duration = Duration::from_secs(1);
+
+/// The journals of this host.
+pub fn journals() -> Journals {
+    Journals::new(Registry::run_directory().join("journal"))
+}
+
+/// Who cleans up after dead controllers.
+pub fn recover() -> Pending {
+    Pending
+}
+
+/// A process as what moves; with its entry if `run` started it.
+pub fn workload(_pid: i32, _entry: Option<&Entry>) -> anyhow::Result<Pending> {
+    Ok(Pending)
+}
+
+/// What becomes of a workload that arrives.
+pub fn replica(_bridge: Option<String>) -> Result<Pending, NotYet> {
+    Ok(Pending)
+}
+
+/// Finishes what dead controllers left whose guardians are dead as well, and says what became of it. Never fails: the
+/// command that calls it has work of its own.
+pub fn tidy() {
+    let never = AtomicBool::new(false);
+    let options = GuardianOptions {
+        link_timeout: LINK_TIMEOUT.min(ASK_FOR),
+        ask_for: Some(ASK_FOR),
+        force_here: false,
+        listener: None,
+        answer_for: Duration::ZERO,
+        cancel: &never,
+    };
+    match recover_stale(&journals(), &recover(), &options) {
+        Ok(results) => results
+            .iter()
+            .filter_map(|(record, result)| told(record, result))
+            .for_each(|line| eprintln!("whimbrel: {line}")),
+        Err(e) => eprintln!("whimbrel: an interrupted migration cannot be looked at: {e}"),
+    }
+}
+
+/// One sentence about a migration that was found interrupted; none if nothing changed.
+pub fn told(record: &Record, result: &whimbrel_engine::Result<Settled>) -> Option<String> {
+    let Record {
+        id, workload, peer, ..
+    } = record;
+    let name = if workload.is_empty() {
+        "a workload"
+    } else {
+        workload
+    };
+    Some(match result {
+        Ok(Settled::Nothing | Settled::Started { .. }) => return None,
+        Ok(Settled::Stays) => format!("the migration of {name} to {peer} was interrupted; it runs on here"),
+        Ok(Settled::Moved) => format!("the migration of {name} to {peer} was interrupted; it runs there, and its copy here is gone"),
+        Ok(Settled::Discarded) => format!("the migration of {name} from {peer} was interrupted; nothing of it is left here"),
+        Ok(Settled::Undecided) => format!(
+            "{name} is frozen until {peer} says whether it runs there; ask again with `whimbrel resume {id}`, or \
+             take it back with `whimbrel resume {id} --here --force` if you know that it does not"
+        ),
+        Err(e) => format!("the interrupted migration {id} of {name} cannot be settled: {e}"),
+    })
+}

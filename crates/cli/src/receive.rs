@@ -1,0 +1,117 @@
+//! `whimbrel receive`: takes workloads in.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use whimbrel_engine::destination::{ReceiveOptions, Reception, ANSWER_FOR};
+use whimbrel_wire::Key;
+
+use crate::args::{End, ReceiveArgs};
+use crate::exit::refused;
+use crate::guardian::Guardian;
+use crate::migrate::coded;
+use crate::privilege::{require, NET_ADMIN, SYS_ADMIN, SYS_PTRACE, SYS_TIME};
+use crate::watch::Watch;
+use crate::{host, interrupt};
+
+/// Receives one workload, or one after the other.
+pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
+    let cancel = interrupt::watch()?;
+    require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN, SYS_TIME])?;
+    host::tidy();
+    let listener = TcpListener::bind(&args.listen).map_err(|e| {
+        refused(format!(
+            "cannot listen on {}: {e}; choose another address with --listen",
+            args.listen
+        ))
+    })?;
+    let mut watch = Watch::new(args.json.as_deref())?;
+    loop {
+        let result = receive_one(args, &listener, &cancel, &mut watch);
+        let again = args.keep && !cancel.load(Ordering::Relaxed);
+        match result {
+            Err(error) if again => eprintln!("whimbrel: {error:#}"),
+            Ok(()) if again => {}
+            result => {
+                watch.close();
+                return result;
+            }
+        }
+    }
+}
+
+/// With a key of its own.
+fn receive_one(
+    args: &ReceiveArgs,
+    listener: &TcpListener,
+    cancel: &Arc<AtomicBool>,
+    watch: &mut Watch,
+) -> anyhow::Result<()> {
+    let key = Key::random()?;
+    let options = ReceiveOptions {
+        key: key.clone(),
+        journals: host::journals(),
+        link_timeout: args.link_timeout,
+        answer_for: ANSWER_FOR,
+        cancel: Arc::clone(cancel),
+    };
+    let mut reception = Reception::open(listener, options)?;
+    invite(reception.address(), &key);
+    let mut guardian = None;
+    let make = |incoming: &whimbrel_engine::destination::Incoming| {
+        guardian = Some(Guardian::start(
+            incoming.id,
+            End::Destination,
+            args.link_timeout,
+            Some(listener),
+        ));
+        host::replica(args.bridge.clone())
+    };
+    let result = reception.receive_one(&host::recover(), make, watch);
+    if let Some(Ok(guardian)) = guardian {
+        guardian.release();
+    }
+    match result {
+        Ok(received) => {
+            watch.received(&received);
+            println!("{received}");
+            Ok(())
+        }
+        Err(failure) => {
+            watch.failed(&failure.to_string());
+            Err(coded(failure))
+        }
+    }
+}
+
+/// Tells what to type at the source.
+fn invite(address: SocketAddr, key: &Key) {
+    println!("Listening on {address}. On the host where the workload runs now:");
+    println!("    whimbrel migrate WORKLOAD {} --key {key}", reachable(address));
+}
+
+/// Who listens on all addresses is reached by his name.
+fn reachable(address: SocketAddr) -> String {
+    let everywhere = match address.ip() {
+        IpAddr::V4(ip) => ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    };
+    match whimbrel_kernel::namespace::hostname() {
+        Ok(name) if everywhere => format!("{name}:{}", address.port()),
+        _ => address.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_invitation_names_an_address_that_can_be_typed() {
+        assert_eq!(reachable("10.0.0.2:7440".parse().unwrap()), "10.0.0.2:7440");
+        let own = whimbrel_kernel::namespace::hostname().unwrap();
+        assert_eq!(reachable("0.0.0.0:7440".parse().unwrap()), format!("{own}:7440"));
+        assert_eq!(reachable("[::]:7440".parse().unwrap()), format!("{own}:7440"));
+    }
+}

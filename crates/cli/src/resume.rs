@@ -1,0 +1,54 @@
+//! `whimbrel resume`: decides a migration that was interrupted.
+
+use anyhow::anyhow;
+use whimbrel_engine::guardian::{take_over, GuardianOptions, Settled};
+use whimbrel_engine::journal::{Record, Role};
+use whimbrel_engine::LINK_TIMEOUT;
+use whimbrel_wire::MigrationId;
+
+use std::time::Duration;
+
+use crate::args::ResumeArgs;
+use crate::exit::{refused, Code, Coded};
+use crate::{host, interrupt};
+
+/// Asks the destination until it answers or the user has enough, or takes the workload back.
+pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
+    let cancel = interrupt::watch()?;
+    let journals = host::journals();
+    let record = find(args.id)?;
+    let options = GuardianOptions {
+        link_timeout: LINK_TIMEOUT,
+        ask_for: None,
+        force_here: args.here && args.force,
+        listener: None,
+        answer_for: Duration::ZERO,
+        cancel: &cancel,
+    };
+    let settled = take_over(&journals, args.id, record.role, &host::recover(), &options)?;
+    match host::told(&record, &Ok(settled)) {
+        Some(sentence) if settled == Settled::Undecided => Err(Coded {
+            code: Code::Undecided,
+            sentence,
+        }
+        .into()),
+        Some(sentence) => {
+            println!("{sentence}");
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The journal of this migration; at the source if both ends are on this host.
+fn find(id: MigrationId) -> anyhow::Result<Record> {
+    let journals = host::journals();
+    for role in [Role::Source, Role::Destination] {
+        if let Some(record) = journals.read(id, role).map_err(|e| anyhow!(e))? {
+            return Ok(record);
+        }
+    }
+    Err(refused(format!(
+        "no migration here has the id {id}; see whimbrel ps"
+    )))
+}
