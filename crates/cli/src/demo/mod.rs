@@ -195,11 +195,11 @@ fn show(moved: &[Moved], seen: &Seen) {
         number: number + 1,
         strategy: one.strategy.clone(),
         direction: one.direction.clone(),
-        total: one.total,
-        downtime: one.downtime,
+        total: Duration::from_micros(one.summary.total_us),
+        downtime: Duration::from_micros(one.summary.downtime_us),
         gap: longest_gap(seen, one),
-        bytes: one.bytes,
-        rounds: one.rounds,
+        bytes: one.summary.bulk_bytes + one.summary.state_bytes,
+        rounds: one.summary.rounds.iter().filter(|round| !round.frozen).count(),
     };
     println!(
         "{}",

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde_json::Value;
+use whimbrel_engine::Summary;
 use whimbrel_testbed::{Host, TwoHosts, ALPHA, BETA};
 
 /// How long `receive` may take to listen.
@@ -44,13 +44,7 @@ pub struct Moved {
     /// When the command ended.
     pub end: Duration,
     /// What the record says.
-    pub total: Duration,
-    /// What the record says.
-    pub downtime: Duration,
-    /// What the record says.
-    pub bytes: u64,
-    /// What the record says.
-    pub rounds: u64,
+    pub summary: Summary,
 }
 
 impl Move<'_> {
@@ -86,16 +80,12 @@ impl Move<'_> {
         receiving.wait_success(LISTEN_MAX)?;
         let summary = summary(source)?;
         let direction = format!("{} → {}", source.name(), destination.name());
-        let time = |name| Ok::<_, anyhow::Error>(Duration::from_micros(number(&summary, name)?));
         Ok(Moved {
             strategy: strategy.to_string(),
             direction,
             start,
             end,
-            total: time("total_us")?,
-            downtime: time("downtime_us")?,
-            bytes: number(&summary, "bulk_bytes")? + number(&summary, "state_bytes")?,
-            rounds: rounds(&summary)?,
+            summary,
         })
     }
 }
@@ -106,26 +96,12 @@ fn key_in(line: &str) -> Option<&str> {
 }
 
 /// The last line of the record.
-fn summary(source: &Host) -> anyhow::Result<Value> {
+fn summary(source: &Host) -> anyhow::Result<Summary> {
     let path = source.path(RECORD);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the record {RECORD}"))?;
     let _ = std::fs::remove_file(path);
     let last = text.lines().last().context("the record is empty")?;
-    serde_json::from_str(last).with_context(|| format!("the record's last line is not JSON: \"{last}\""))
-}
-
-fn number(summary: &Value, name: &str) -> anyhow::Result<u64> {
-    let number = summary.get(name).and_then(Value::as_u64);
-    number.with_context(|| format!("the record has no {name}: {summary}"))
-}
-
-/// Rounds of pre-copy: what was sent while the server was frozen is none.
-fn rounds(summary: &Value) -> anyhow::Result<u64> {
-    let rounds = summary.get("rounds").and_then(Value::as_array);
-    let rounds = rounds.context("the record has no rounds")?.iter();
-    Ok(rounds
-        .filter(|round| round.get("frozen") == Some(&Value::Bool(false)))
-        .count() as u64)
+    serde_json::from_str(last).with_context(|| format!("the record's last line is no summary: \"{last}\""))
 }
 
 #[cfg(test)]
@@ -139,13 +115,5 @@ mod tests {
             Some("AB12-CD34")
         );
         assert_eq!(key_in("no key here"), None);
-    }
-
-    #[test]
-    fn the_frozen_round_is_not_counted() {
-        let round = |frozen| serde_json::json!({ "frozen": frozen });
-        let summary = serde_json::json!({ "rounds": [round(false), round(false), round(true)] });
-        assert_eq!(rounds(&summary).unwrap(), 2);
-        assert!(rounds(&serde_json::json!({})).is_err());
     }
 }

@@ -20,7 +20,7 @@ pub struct Row {
     /// Bytes sent.
     pub bytes: u64,
     /// Rounds of pre-copy; none for stop-copy.
-    pub rounds: u64,
+    pub rounds: usize,
 }
 
 const HEADER: [&str; 8] = [

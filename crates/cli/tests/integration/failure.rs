@@ -3,27 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use whimbrel_engine::observer::{Phase, DESTINATION_PHASES, SOURCE_PHASES};
 use whimbrel_testbed::{programs, Running};
 
 use crate::rig::{How, Moving, Rig, Side, LONG};
-
-const SOURCE_PHASES: [&str; 13] = [
-    "check",
-    "connect",
-    "prepare",
-    "track",
-    "round",
-    "freeze",
-    "capture",
-    "last-scan",
-    "last-pages",
-    "hold",
-    "load",
-    "offer",
-    "release",
-];
-
-const DESTINATION_PHASES: [&str; 7] = ["prepare", "round", "load", "offer", "commit", "start", "settle"];
 
 /// What happens.
 #[derive(Clone, Copy, Debug)]
@@ -40,12 +23,12 @@ struct Case {
     blow: Blow,
     /// Whose controller stops itself at the beginning of the phase.
     side: Side,
-    phase: &'static str,
+    phase: Phase,
 }
 
 impl Case {
     fn how(self) -> How {
-        let phase = Some(self.phase);
+        let phase = Some(self.phase.name());
         match self.side {
             Side::Alpha => How {
                 pause_source_at: phase,
@@ -136,7 +119,7 @@ fn play(rig: &Rig, case: Case) -> Result<(), String> {
 }
 
 /// All cases, and all faults in one message. After a fault the hosts are made anew.
-fn play_all(blow: Blow, side: Side, phases: &[&'static str]) {
+fn play_all(blow: Blow, side: Side, phases: &[Phase]) {
     let program = [programs::c("machinery").unwrap()];
     let mut faults = Vec::new();
     let mut rig = Rig::new(&program);
