@@ -1,5 +1,6 @@
 //! What has arrived for the thread that drives a migration.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
@@ -13,7 +14,10 @@ use crate::link::Event;
 /// The longest time that one answer may take while the peer is alive: it may have to hash gigabytes of files.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How long a broken bulk stream waits for the reason, which comes on the control stream.
-const REASON_MAX: Duration = Duration::from_secs(2);
+const REASON_MAX: Duration = Duration::from_millis(500);
+
+/// Messages that are kept until somebody waits for them.
+const EARLY_MAX: usize = 8;
 
 /// The receiving end of a migration's events.
 #[derive(Debug)]
@@ -21,6 +25,10 @@ pub(crate) struct Inbox {
     events: Receiver<Event>,
     cancel: Arc<AtomicBool>,
     acked: u64,
+    /// What came before it was waited for: a destination may be prepared before the source holds.
+    early: VecDeque<Event>,
+    /// The event that ended the migration was taken out.
+    ended: bool,
 }
 
 impl Inbox {
@@ -29,6 +37,8 @@ impl Inbox {
             events,
             cancel,
             acked: 0,
+            early: VecDeque::new(),
+            ended: false,
         }
     }
 
@@ -38,7 +48,7 @@ impl Inbox {
             return Err(Error::Cancelled);
         }
         while let Ok(event) = self.events.try_recv() {
-            self.expect_nothing(event)?;
+            self.keep_for_later(event)?;
         }
         Ok(())
     }
@@ -50,7 +60,7 @@ impl Inbox {
                 .events
                 .recv_timeout(until.saturating_duration_since(Instant::now()))
             {
-                Ok(event) => self.expect_nothing(event)?,
+                Ok(event) => self.keep_for_later(event)?,
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(gone()),
             }
@@ -88,6 +98,9 @@ impl Inbox {
     }
 
     fn next(&mut self, until: Instant, expected: &'static str) -> Result<Event> {
+        if let Some(event) = self.early.pop_front() {
+            return Ok(event);
+        }
         match self
             .events
             .recv_timeout(until.saturating_duration_since(Instant::now()))
@@ -110,7 +123,7 @@ impl Inbox {
 
     /// The reason why a stream broke is often told on the control stream: the peer gave up, the user cancelled.
     pub fn explain(&mut self, error: Error) -> Error {
-        if !matches!(error, Error::Link { .. }) {
+        if self.ended || !matches!(error, Error::Link { .. }) {
             return error;
         }
         let until = Instant::now() + REASON_MAX;
@@ -126,6 +139,18 @@ impl Inbox {
         error
     }
 
+    fn keep_for_later(&mut self, event: Event) -> Result<()> {
+        let ends =
+            matches!(&event, Event::Message(m) if matches!(m, Message::Abort(_) | Message::Refused(_)));
+        match event {
+            Event::Message(message) if !ends && !is_noise(&message) && self.early.len() < EARLY_MAX => {
+                self.early.push_back(Event::Message(message));
+                Ok(())
+            }
+            other => self.expect_nothing(other),
+        }
+    }
+
     fn expect_nothing(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Message(Message::Ping) => Ok(()),
@@ -133,9 +158,16 @@ impl Inbox {
                 self.acked = self.acked.max(number);
                 Ok(())
             }
-            other => Err(end_of(other)),
+            other => {
+                self.ended = true;
+                Err(end_of(other))
+            }
         }
     }
+}
+
+fn is_noise(message: &Message) -> bool {
+    matches!(message, Message::Ping | Message::BarrierAck { .. })
 }
 
 /// What a waiting thread does with an event.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use whimbrel_engine::contract::Scanned;
 use whimbrel_engine::{
@@ -720,6 +720,7 @@ impl Stage {
 
     /// Exactly one copy runs, and nothing else is left anywhere.
     pub fn verify(&self) -> Where {
+        self.wait_until_settled();
         let world = look(&self.world);
         assert_eq!(world.complaints, [""; 0]);
         assert!(
@@ -729,8 +730,7 @@ impl Stage {
         );
         let journals = self.journals.list().unwrap();
         assert!(journals.is_empty(), "journals are left: {journals:?}");
-        let files = std::fs::read_dir(&self.directory).map_or(0, |d| d.count());
-        assert_eq!(files, 0, "files are left in {}", self.directory.display());
+        assert_eq!(self.files(), 0, "files are left in {}", self.directory.display());
         if world.source.runs() {
             assert!(!world.destination.exists, "the replica is left");
             Where::Source
@@ -738,6 +738,18 @@ impl Stage {
             assert!(!world.source.exists, "the copy at the source is left");
             Where::Destination
         }
+    }
+
+    /// An end that told the other may still be clearing up.
+    fn wait_until_settled(&self) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while self.files() > 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn files(&self) -> usize {
+        std::fs::read_dir(&self.directory).map_or(0, |d| d.count())
     }
 }
 
