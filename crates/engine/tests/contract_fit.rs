@@ -1,0 +1,404 @@
+//! The contracts tried in types against workloads that are still to come: a tree of two processes that share
+//! memory, and a VM that runs before its memory is there (post-copy). No sockets: a driver hands the policy's orders over.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::time::Duration;
+
+use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::{Mode, Outcome, Replica, Workload};
+use whimbrel_policy::{
+    Event, Hints, Limits, Migration, Order, Page, PageRun, Pages, PreCopy, Scan, Sent, SpaceId, StopCopy,
+    Strategy, PAGE_SIZE,
+};
+
+const PAGE: usize = PAGE_SIZE as usize;
+type Memory = BTreeMap<(u32, u64), u8>;
+
+fn run(space: u32, number: u64) -> PageRun {
+    PageRun {
+        space: SpaceId(space),
+        first: number,
+        count: 1,
+    }
+}
+
+fn each_page(runs: &[PageRun]) -> impl Iterator<Item = (u32, u64)> + '_ {
+    runs.iter()
+        .flat_map(|run| (run.first..run.first + run.count).map(|number| (run.space.0, number)))
+}
+
+/// Where a mapping of a process leads: its own space, or an object that others map too.
+#[derive(Clone)]
+struct Mapping {
+    process: u32,
+    first: u64,
+    pages: u64,
+    space: SpaceId,
+    offset: u64,
+}
+
+/// Two processes; a write through any mapping dirties one page of one space.
+#[derive(Default)]
+struct Tree {
+    mappings: Vec<Mapping>,
+    memory: Memory,
+    written: BTreeSet<(u32, u64)>,
+    frozen: bool,
+    held: bool,
+    ended: bool,
+    /// Writes that come one by one while the engine is busy with other things.
+    to_come: Vec<(u32, u64, u8)>,
+}
+
+impl Tree {
+    fn store(&mut self, process: u32, number: u64, value: u8) {
+        assert!(!self.frozen, "a frozen workload writes nothing");
+        let mapping = self
+            .mappings
+            .iter()
+            .find(|m| m.process == process && (m.first..m.first + m.pages).contains(&number))
+            .unwrap();
+        let page = (mapping.space.0, mapping.offset + number - mapping.first);
+        self.memory.insert(page, value);
+        self.written.insert(page);
+    }
+
+    fn live_a_little(&mut self) {
+        if let Some((process, number, value)) = self.to_come.pop() {
+            self.store(process, number, value);
+        }
+    }
+
+    fn collect(&mut self, present: bool) -> Scanned {
+        let written = std::mem::take(&mut self.written);
+        Scanned {
+            scan: Scan {
+                written: written
+                    .into_iter()
+                    .map(|(space, number)| run(space, number))
+                    .collect(),
+                lost: Vec::new(),
+                present: present.then(|| self.memory.keys().map(|&(s, n)| run(s, n)).collect()),
+            },
+            layout: Some(vec![self.mappings.len() as u8]),
+            pages_total: self.memory.len() as u64,
+        }
+    }
+}
+
+impl Workload for Tree {
+    type Error = Infallible;
+    fn describe(&mut self) -> Result<Vec<u8>, Infallible> {
+        Ok(b"two processes".to_vec())
+    }
+    fn resources(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn begin(&mut self, _: Mode) -> Result<(), Infallible> {
+        self.written = self.memory.keys().copied().collect();
+        Ok(())
+    }
+    fn scan(&mut self) -> Result<Scanned, Infallible> {
+        let scanned = self.collect(false);
+        self.live_a_little();
+        Ok(scanned)
+    }
+    fn rewritten(&mut self, runs: &[PageRun], out: &mut Vec<PageRun>) -> Result<(), Infallible> {
+        out.extend(
+            each_page(runs)
+                .filter(|page| self.written.contains(page))
+                .map(|(s, n)| run(s, n)),
+        );
+        Ok(())
+    }
+    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], _: &mut Vec<PageRun>) -> Result<(), Infallible> {
+        for (page, bytes) in each_page(runs).zip(buffer.chunks_exact_mut(PAGE)) {
+            bytes.fill(self.memory.get(&page).copied().unwrap_or(0));
+        }
+        if !self.frozen {
+            self.live_a_little();
+        }
+        Ok(())
+    }
+    fn freeze(&mut self) -> Result<(), Infallible> {
+        self.frozen = true;
+        Ok(())
+    }
+    fn capture(&mut self) -> Result<Vec<u8>, Infallible> {
+        Ok(b"state of both".to_vec())
+    }
+    fn scan_frozen(&mut self) -> Result<Scanned, Infallible> {
+        Ok(self.collect(true))
+    }
+    fn hold(&mut self) -> Result<(), Infallible> {
+        self.held = true;
+        Ok(())
+    }
+    fn release(&mut self, outcome: Outcome) -> Result<(), Infallible> {
+        self.ended = outcome == Outcome::Moved;
+        Ok(())
+    }
+}
+
+/// What a replica that can run before its memory is there offers beside the rest.
+trait Lazy: Replica {
+    /// Before `load`: touching these waits for [`Lazy::place`].
+    fn arm(&mut self, missing: &[PageRun]) -> Result<(), Self::Error>;
+    /// Puts a page where none is; never overwrites. `false` if one was there already.
+    fn place(&mut self, page: PageRun, data: &[u8]) -> Result<bool, Self::Error>;
+    /// The next touch of a missing page.
+    fn fault(&mut self) -> Option<Page>;
+}
+
+#[derive(Default)]
+struct Shell {
+    memory: Memory,
+    missing: BTreeSet<(u32, u64)>,
+    faults: Vec<Page>,
+    touched_by_load: Vec<(u32, u64)>,
+    loaded: Vec<u8>,
+    running: bool,
+}
+
+impl Replica for Shell {
+    type Error = Infallible;
+    fn prepare(&mut self, _: &[u8]) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn resources(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn follow(&mut self, _: &[u8]) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn write(&mut self, run: PageRun, data: &[u8]) -> Result<(), Infallible> {
+        for (page, bytes) in each_page(&[run]).zip(data.chunks_exact(PAGE)) {
+            self.memory.insert(page, bytes[0]);
+        }
+        Ok(())
+    }
+    fn zero(&mut self, run: PageRun) -> Result<(), Infallible> {
+        for page in each_page(&[run]) {
+            self.memory.insert(page, 0);
+        }
+        Ok(())
+    }
+    fn forget(&mut self, run: PageRun) -> Result<(), Infallible> {
+        for page in each_page(&[run]) {
+            self.memory.remove(&page);
+        }
+        Ok(())
+    }
+    fn load(&mut self, state: &[u8]) -> Result<(), Infallible> {
+        self.loaded = state.to_vec();
+        for &(space, number) in &self.touched_by_load {
+            if self.missing.contains(&(space, number)) {
+                self.faults.push(Page {
+                    space: SpaceId(space),
+                    number,
+                });
+            }
+        }
+        Ok(())
+    }
+    fn start(&mut self) -> Result<(), Infallible> {
+        self.running = true;
+        Ok(())
+    }
+    fn settle(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn discard(&mut self) -> Result<(), Infallible> {
+        self.memory.clear();
+        Ok(())
+    }
+}
+
+impl Lazy for Shell {
+    fn arm(&mut self, missing: &[PageRun]) -> Result<(), Infallible> {
+        self.missing = each_page(missing).collect();
+        Ok(())
+    }
+    fn place(&mut self, page: PageRun, data: &[u8]) -> Result<bool, Infallible> {
+        let free = self.missing.remove(&(page.space.0, page.first));
+        if free {
+            self.write(page, data)?;
+        }
+        Ok(free)
+    }
+    fn fault(&mut self) -> Option<Page> {
+        self.faults.pop()
+    }
+}
+
+/// Carries the policy's orders out, up to the hand-over.
+fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box<dyn Strategy>) -> Vec<u8> {
+    let limits = Limits {
+        rounds_max: 4,
+        ..Limits::default()
+    };
+    let mut migration = Migration::new(strategy, limits, Hints::default());
+    replica.prepare(&workload.describe().unwrap()).unwrap();
+    workload
+        .begin(if migration.is_live() {
+            Mode::Live
+        } else {
+            Mode::Stopped
+        })
+        .unwrap();
+    let (mut state, mut now) = (Vec::new(), Duration::ZERO);
+    loop {
+        now += Duration::from_millis(1);
+        let event = match migration.poll(now) {
+            Order::Scan => scanned(workload.scan().unwrap(), replica),
+            Order::ScanLast => scanned(workload.scan_frozen().unwrap(), replica),
+            Order::Send { runs, skip_rewritten } => sent(workload, replica, &runs, skip_rewritten),
+            Order::Freeze => {
+                workload.freeze().unwrap();
+                Event::Frozen
+            }
+            Order::Capture => {
+                state = workload.capture().unwrap();
+                Event::Captured {
+                    state_bytes: state.len() as u64,
+                }
+            }
+            Order::Drop { runs } => {
+                runs.iter().for_each(|run| replica.forget(*run).unwrap());
+                continue;
+            }
+            Order::Wait { .. } => continue,
+            Order::HandOver => return state,
+        };
+        migration.handle(now, event).unwrap();
+    }
+}
+
+fn scanned(scanned: Scanned, replica: &mut impl Replica) -> Event {
+    if let Some(layout) = scanned.layout {
+        replica.follow(&layout).unwrap();
+    }
+    Event::Scanned(scanned.scan)
+}
+
+fn sent(workload: &mut impl Workload, replica: &mut impl Replica, runs: &[PageRun], skip: bool) -> Event {
+    let mut report = Sent::default();
+    if skip {
+        workload.rewritten(runs, &mut report.rewritten).unwrap();
+    }
+    let left_out = Pages::from_runs(&report.rewritten).unwrap();
+    for (space, number) in each_page(runs) {
+        let page = Page {
+            space: SpaceId(space),
+            number,
+        };
+        if left_out.contains(page) {
+            continue;
+        }
+        let mut bytes = vec![0; PAGE];
+        workload
+            .read(&[run(space, number)], &mut bytes, &mut report.failed)
+            .unwrap();
+        replica.write(run(space, number), &bytes).unwrap();
+        report.wire_bytes += PAGE_SIZE;
+        report.wire_busy += Duration::from_micros(40);
+    }
+    Event::Sent(report)
+}
+
+/// Process 1 and 2, each with a private page range, and an object that both map at different addresses.
+fn tree() -> Tree {
+    let mapping = |process, first, space, offset| Mapping {
+        process,
+        first,
+        pages: 8,
+        space: SpaceId(space),
+        offset,
+    };
+    let mut tree = Tree {
+        mappings: vec![
+            mapping(1, 100, 0, 100),
+            mapping(2, 100, 1, 100),
+            mapping(1, 500, 2, 0),
+            mapping(2, 900, 2, 0),
+        ],
+        ..Tree::default()
+    };
+    for number in 0..8 {
+        tree.store(1, 100 + number, 1);
+        tree.store(2, 100 + number, 2);
+        tree.store(1, 500 + number, 3);
+    }
+    // The object is written through the other process's mapping while it is being sent.
+    tree.to_come = vec![(2, 901, 44), (1, 501, 43), (1, 101, 41), (2, 903, 45)];
+    tree
+}
+
+#[test]
+fn a_tree_with_shared_memory_moves_by_either_strategy() {
+    for strategy in [Box::<PreCopy>::default() as Box<dyn Strategy>, Box::new(StopCopy)] {
+        let (mut source, mut replica) = (tree(), Shell::default());
+        let state = drive(&mut source, &mut replica, strategy);
+        source.hold().unwrap();
+        replica.load(&state).unwrap();
+        assert!(!replica.running, "a loaded workload is still held");
+        replica.start().unwrap();
+        source.release(Outcome::Moved).unwrap();
+        assert_eq!(replica.memory, source.memory);
+        assert_eq!(replica.loaded, b"state of both");
+        assert!(replica.running && source.held && source.ended);
+    }
+}
+
+#[test]
+fn a_shared_page_travels_once_for_both_processes() {
+    let mut source = tree();
+    source.to_come.clear();
+    let mut replica = Shell::default();
+    drive(&mut source, &mut replica, Box::new(StopCopy));
+    let shared = replica.memory.keys().filter(|(space, _)| *space == 2).count();
+    assert_eq!(shared, 8, "one page of one space, whoever maps it");
+}
+
+/// The VM of the next but one strategy: one RAM block, which is written a last time before the freeze.
+#[test]
+fn a_vm_runs_before_its_memory_is_there() {
+    let mut vm = tree();
+    vm.to_come.clear();
+    let mut replica = Shell {
+        touched_by_load: vec![(0, 103), (2, 5)],
+        ..Shell::default()
+    };
+    vm.freeze().unwrap();
+    let state = vm.capture().unwrap();
+    let missing = vm.scan_frozen().unwrap().scan.present.unwrap();
+    vm.hold().unwrap();
+    replica.arm(&missing).unwrap();
+    replica.load(&state).unwrap();
+
+    // Loading touched two pages: they are served from the held source while nothing runs anywhere yet.
+    let mut served = 0;
+    while let Some(page) = replica.fault() {
+        served += usize::from(fetch(&mut vm, &mut replica, run(page.space.0, page.number)));
+    }
+    assert_eq!(served, 2);
+    replica.start().unwrap();
+    // It runs, and writes; what was asked for before comes late and must not overwrite it.
+    replica.memory.insert((0, 103), 99);
+    for (space, number) in each_page(&missing).collect::<Vec<_>>() {
+        fetch(&mut vm, &mut replica, run(space, number));
+    }
+    vm.release(Outcome::Moved).unwrap();
+
+    let mut expected = vm.memory.clone();
+    expected.insert((0, 103), 99);
+    assert_eq!(replica.memory, expected);
+}
+
+fn fetch(source: &mut Tree, replica: &mut Shell, page: PageRun) -> bool {
+    let mut bytes = vec![0; PAGE];
+    source.read(&[page], &mut bytes, &mut Vec::new()).unwrap();
+    replica.place(page, &bytes).unwrap()
+}
