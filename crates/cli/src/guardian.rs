@@ -20,7 +20,7 @@ use whimbrel_engine::guardian::{take_over, GuardianOptions};
 use whimbrel_engine::journal::Role;
 use whimbrel_engine::Error;
 use whimbrel_kernel::spawn;
-use whimbrel_process::container::Identity;
+use whimbrel_process::container::{Identity, Registry};
 use whimbrel_wire::MigrationId;
 
 use crate::args::{End, GuardianArgs};
@@ -131,7 +131,11 @@ fn settle(args: &GuardianArgs, listener: Option<&TcpListener>) -> anyhow::Result
         match take_over(&host::journals(), args.id, role, &host::recover(), &options) {
             Err(Error::Busy { .. }) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
             Err(Error::Busy { .. }) => return Ok(()),
-            other => return other.map(drop).context("cannot settle the migration"),
+            other => {
+                // The controller may have died before the journal could say what it was making.
+                Registry::of_host().sweep()?;
+                return other.map(drop).context("cannot settle the migration");
+            }
         }
     }
 }

@@ -52,6 +52,9 @@ pub fn tidy() {
             .for_each(|line| eprintln!("whimbrel: {line}")),
         Err(e) => eprintln!("whimbrel: an interrupted migration cannot be looked at: {e}"),
     }
+    if let Err(e) = Registry::of_host().sweep() {
+        eprintln!("whimbrel: what an interrupted command left behind cannot be removed: {e}");
+    }
 }
 
 /// One sentence about a migration that was found interrupted; none if nothing changed.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::namespace::{self, ClockOffsets};
 use whimbrel_kernel::netlink::Mac;
-use whimbrel_kernel::spawn;
+use whimbrel_kernel::{proc, spawn};
 
 use super::control::{Channel, Reply, Request, Run, Setup};
 use super::network::{self, HostNetwork};
@@ -160,7 +160,15 @@ impl Container {
     pub fn create(plan: Plan, offsets: Option<ClockOffsets>) -> Result<Self> {
         let resources = plan.resources.clone();
         plan.options.registry.reserve(&resources.name)?;
-        Self::build(plan, offsets).inspect_err(|_| {
+        // Listed before anything else is made, so that it is found if we die.
+        let built = note(
+            &plan.options.registry,
+            &plan.spec,
+            &resources,
+            Phase::Arriving,
+            None,
+        );
+        built.and_then(|()| Self::build(plan, offsets)).inspect_err(|_| {
             // The first failure is the one to tell; this one would only repeat it.
             let _ = super::end(&resources);
         })
@@ -236,10 +244,7 @@ impl Container {
 
     /// A namespace of init (and so of the workload); `kind` is a file name in /proc/PID/ns.
     pub fn namespace(&self, kind: &str) -> Result<OwnedFd> {
-        let init = self
-            .resources
-            .init
-            .ok_or_else(|| Error::Init("the container has no init".to_owned()))?;
+        let init = self.init()?;
         Ok(namespace::open(init.pid, kind)?)
     }
 
@@ -285,14 +290,21 @@ impl Container {
         }
     }
 
-    /// Among the processes of the group, the one with this number inside.
+    /// Among the children of init, which reaps none before [`Container::survive`], the one with this number inside.
     fn host_pid(&self, namespace_pid: i32) -> Result<i32> {
+        let init = self.init()?;
         let inside = |pid: &i32| namespace_pid_of(*pid) == Some(namespace_pid);
-        self.group().processes()?.into_iter().find(inside).ok_or_else(|| {
+        proc::children(init.pid)?.into_iter().find(inside).ok_or_else(|| {
             Error::Init(format!(
-                "process {namespace_pid} of the container ended at once; its log may say why"
+                "process {namespace_pid} of the container is gone; somebody killed its init"
             ))
         })
+    }
+
+    fn init(&self) -> Result<Identity> {
+        self.resources
+            .init
+            .ok_or_else(|| Error::Init("the container has no init".to_owned()))
     }
 
     /// From here on the container outlives us.
@@ -310,14 +322,7 @@ impl Container {
     }
 
     fn note(&self, phase: Phase, pid: Option<i32>) -> Result<()> {
-        self.registry.put(&Entry {
-            spec: self.spec.clone(),
-            resources: self.resources.clone(),
-            phase,
-            process: pid.map(Identity::of).transpose()?,
-            since: now(),
-            exit: None,
-        })
+        note(&self.registry, &self.spec, &self.resources, phase, pid)
     }
 
     fn say(&mut self, request: &Request) -> Result<()> {
@@ -329,6 +334,24 @@ impl Container {
     fn answer(&mut self, what: &str) -> Result<Reply> {
         receive(&mut self.control, what)
     }
+}
+
+fn note(
+    registry: &Registry,
+    spec: &ContainerSpec,
+    resources: &Resources,
+    phase: Phase,
+    pid: Option<i32>,
+) -> Result<()> {
+    registry.put(&Entry {
+        spec: spec.clone(),
+        resources: resources.clone(),
+        phase,
+        process: pid.map(Identity::of).transpose()?,
+        creator: Identity::of(std::process::id() as i32)?,
+        since: now(),
+        exit: None,
+    })
 }
 
 fn start_launcher(program: &Path, theirs: &Channel) -> Result<Child> {
@@ -402,9 +425,8 @@ fn unexpected(reply: &Reply) -> Error {
     Error::Init(format!("init answered {reply:?}, which was not the question"))
 }
 
-/// The number that a process has in its innermost PID namespace (`NSpid` in man 5 proc).
+/// The number that a process has in its innermost PID namespace.
 fn namespace_pid_of(pid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    numbers.split_whitespace().last()?.parse().ok()
+    let numbers = proc::Status::read(pid).ok()?.namespace_pids();
+    numbers.last().and_then(|&number| i32::try_from(number).ok())
 }

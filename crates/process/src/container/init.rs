@@ -107,20 +107,31 @@ impl Init {
     fn serve(mut self, control: &mut Channel) -> Result<i32> {
         let mut connected = true;
         loop {
+            if let Some(ended) = self.reap() {
+                return Ok(self.finish(ended));
+            }
             let readable = self
                 .children
                 .wait_or_readable(connected.then_some(control.as_fd()))?;
-            while let Some((pid, ended)) = self.children.reap() {
-                if Some(pid) == self.main {
-                    return Ok(self.finish(ended));
-                }
-            }
             if readable {
                 match control.receive() {
                     Ok(request) => self.answer(control, request)?,
                     Err(_) if self.survives => connected = false,
                     Err(_) => return Ok(1),
                 }
+            }
+        }
+    }
+
+    /// How the workload ended, if it has. As long as the controller may still look for its number, nothing is reaped.
+    fn reap(&mut self) -> Option<Ended> {
+        if !self.survives {
+            return None;
+        }
+        loop {
+            let (pid, ended) = self.children.reap()?;
+            if Some(pid) == self.main {
+                return Some(ended);
             }
         }
     }

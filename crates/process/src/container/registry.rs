@@ -28,6 +28,8 @@ pub struct Entry {
     pub phase: Phase,
     /// The workload's first process, once there is one.
     pub process: Option<Identity>,
+    /// The controller that made it. When it died before the container was complete, nobody else knows what it made.
+    pub creator: Identity,
     /// When it began to run here, in seconds since 1970.
     pub since: u64,
     /// How it ended, if it has.
@@ -124,7 +126,9 @@ impl Registry {
             .process
             .or(entry.resources.init)
             .is_some_and(|process| process.is_alive());
-        if !alive {
+        // Before it has an init, only its creator knows what is to come.
+        let begins = entry.resources.init.is_none() && entry.creator.is_alive();
+        if !alive && !begins {
             entry.phase = Phase::Ended;
             entry.exit = read_json(&directory.join(EXIT))?;
         }
@@ -177,6 +181,20 @@ impl Registry {
             None if self.directory(name).exists() && !self.is_abandoned(name) => Err(taken(name)),
             None => self.remove_abandoned(name),
         }
+    }
+
+    /// Removes what controllers left that died while they made a container; its init, if there was one, has died with them.
+    /// What was complete is not touched: a journal decides about that.
+    pub fn sweep(&self) -> Result<()> {
+        for entry in self.list()? {
+            let entry_path = self.directory(&entry.spec.name).join(ENTRY);
+            let noted = read_json::<Entry>(&entry_path)?.map(|noted| noted.phase);
+            // `list` calls it ended, but it never ran: nobody wants its log.
+            if noted == Some(Phase::Arriving) && entry.phase == Phase::Ended && entry.exit.is_none() {
+                super::end(&entry.resources)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a directory without an entry is so old that whoever made it must be dead.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::netlink::{Mac, Netlink};
+use whimbrel_kernel::proc;
 
 use super::{network, registry, Address, Error, Result};
 
@@ -57,31 +58,19 @@ pub struct NetworkResources {
 impl Identity {
     /// Of the process that has this number now.
     pub fn of(pid: i32) -> Result<Self> {
-        let path = PathBuf::from(format!("/proc/{pid}/stat"));
-        let stat = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
-        match parse_stat(&stat) {
-            Some((_, start_time)) => Ok(Self { pid, start_time }),
-            None => Err(Error::refused(format!(
-                "{} is not in the form that is known",
-                path.display()
-            ))),
-        }
+        Ok(Self {
+            pid,
+            start_time: proc::start_time_ticks(pid)?,
+        })
     }
 
     /// Whether it still runs: neither gone, nor a zombie, nor another process.
     pub fn is_alive(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        let fields = stat.ok().and_then(|stat| parse_stat(&stat));
-        fields.is_some_and(|(state, start_time)| start_time == self.start_time && !matches!(state, 'Z' | 'X'))
+        let Ok(stat) = proc::Stat::read(self.pid) else {
+            return false;
+        };
+        stat.start_time_ticks() == Some(self.start_time) && !matches!(stat.state, 'Z' | 'X')
     }
-}
-
-/// State and start time. The second field, the name, may hold blanks and parentheses.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// Ends a container and leaves nothing behind: whatever still runs in it is killed without a word to its peers. For a
@@ -157,14 +146,6 @@ fn remove_directory(directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stat_is_parsed_whatever_the_name_is() {
-        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
-        assert_eq!(parse_stat(&format!("12 (a) b (c) {tail}")), Some(('S', 4711)));
-        assert_eq!(parse_stat("12 (a) S 1 2"), None);
-        assert_eq!(parse_stat(""), None);
-    }
 
     #[test]
     fn an_identity_is_not_that_of_a_later_process() {

@@ -315,6 +315,7 @@ fn the_name_of_an_ended_workload_is_free_again() {
         .run(&shell("read < /dev/null; exec sleep 1000"))
         .unwrap();
     container.note_running(started.pid).unwrap();
+    container.survive().unwrap();
     whimbrel_kernel::namespace::kill(started.pid);
     let init = container.resources().init.unwrap();
     wait_for("the end of init", || !init.is_alive());
@@ -324,6 +325,43 @@ fn the_name_of_an_ended_workload_is_free_again() {
     );
     assert_eq!(home.registry.find(&started.pid.to_string()).unwrap(), None);
     home.create(&spec("again"));
+}
+
+#[test]
+fn what_a_dead_controller_had_begun_is_swept_away() {
+    let home = Home::new("sweep");
+    let mut container = home.create(&spec("begun"));
+    let started = container.run(&shell("exec sleep 1000")).unwrap();
+    let resources = container.resources().clone();
+    home.registry.sweep().unwrap();
+    assert!(Identity::of(started.pid).unwrap().is_alive());
+    // As if the controller had died: init ends by itself.
+    drop(container);
+    wait_for("the end of init", || !resources.init.unwrap().is_alive());
+    home.registry.sweep().unwrap();
+    assert!(!resources.group.exists() && !resources.directory.exists());
+}
+
+#[test]
+fn a_container_that_was_only_planned_is_swept_away_with_its_creator() {
+    let home = Home::new("planned");
+    let mut entry = {
+        home.create(&spec("planned"));
+        home.registry.get("planned").unwrap().unwrap()
+    };
+    entry.resources.init = None;
+    entry.phase = Phase::Arriving;
+    entry.creator = Identity::of(std::process::id() as i32).unwrap();
+    home.registry.put(&entry).unwrap();
+    home.registry.sweep().unwrap();
+    assert_eq!(
+        home.registry.get("planned").unwrap().unwrap().phase,
+        Phase::Arriving
+    );
+    entry.creator.start_time += 1;
+    home.registry.put(&entry).unwrap();
+    home.registry.sweep().unwrap();
+    assert!(!entry.resources.directory.exists() && !entry.resources.group.exists());
 }
 
 #[test]
