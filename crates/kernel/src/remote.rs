@@ -9,8 +9,9 @@
 //! Neither forces a SIGTRAP: the kernel would take away the action of a process that ignores or blocks that signal.
 //!
 //! **If we are killed meanwhile**, a thread that runs the code of the area ends its table and then gives itself its own registers
-//! and signal mask back. Only between the first single call and its return (the mmap(2) of the area, about 10 us, and its
-//! munmap(2)) does our death take the process with it.
+//! and signal mask back. Only a thread that makes single calls without the area does not: in the about 10 us of the mmap(2) of
+//! the area, and from its munmap(2) until [`Remote::restore`], our death takes the process with it. So do these two with one thread,
+//! and restore the others before the area goes.
 
 pub mod batch;
 mod spawn;
@@ -68,6 +69,8 @@ pub struct Remote {
     scratch: Option<u64>,
     regs: Regs,
     mask: u64,
+    /// Whether [`MASK_WHILE_REMOTE`] is set.
+    masked: Cell<bool>,
     calls: u64,
     /// Genuine [`END_SIGNAL`]s that came in between and are owed to the process.
     swallowed: Cell<bool>,
@@ -79,7 +82,6 @@ impl Remote {
     pub fn new(pid: i32, tid: i32, gadget: u64) -> Result<Self> {
         let regs = ptrace::regs(tid)?;
         let mask = ptrace::sigmask(tid)?;
-        ptrace::set_sigmask(tid, MASK_WHILE_REMOTE)?;
         Ok(Self {
             pid,
             tid,
@@ -87,6 +89,7 @@ impl Remote {
             scratch: None,
             regs,
             mask,
+            masked: Cell::new(false),
             calls: 0,
             swallowed: Cell::new(false),
             born: Vec::new(),
@@ -126,13 +129,25 @@ impl Remote {
     /// Puts registers and mask back. The thread stays stopped; once let go it first comes to an event stop if it is still
     /// traced ([`ptrace::park`] waits for that), so that an interrupted system call is restarted as if we had not been there.
     pub fn restore(&self) -> Result<()> {
-        ptrace::set_regs(self.tid, &self.regs)?;
+        // in this order: as long as the thread stands in the area, it would give itself the mask back
         ptrace::set_sigmask(self.tid, self.mask)?;
+        ptrace::set_regs(self.tid, &self.regs)?;
+        self.masked.set(false);
         if self.swallowed.replace(false) {
             ptrace::signal_process(self.pid, END_SIGNAL)?;
         }
         // A restart is looked at only on the way through signal handling, which this makes sure of.
         ptrace::interrupt(self.tid)
+    }
+
+    /// Puts the thread to work at `regs`. The mask comes second: a thread that stands in the area gives itself its own back if
+    /// we die now, one with its own registers would keep ours.
+    fn set_out(&self, regs: &Regs) -> Result<()> {
+        ptrace::set_regs(self.tid, regs)?;
+        if !self.masked.replace(true) {
+            ptrace::set_sigmask(self.tid, MASK_WHILE_REMOTE)?;
+        }
+        Ok(())
     }
 
     /// The registers for a call of ours: not in a system call, so that the kernel rewinds nothing for a restart.
@@ -162,7 +177,7 @@ impl Remote {
         regs.rax = number as u64;
         (regs.rdi, regs.rsi, regs.rdx) = (arg(0), arg(1), arg(2));
         (regs.r10, regs.r8, regs.r9) = (arg(3), arg(4), arg(5));
-        ptrace::set_regs(self.tid, &regs)?;
+        self.set_out(&regs)?;
         let what = format!("system call {number}");
         // its entry, then its exit
         for _ in 0..2 {

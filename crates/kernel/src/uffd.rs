@@ -139,8 +139,9 @@ const _: () = assert!(size_fits(UFFDIO_WRITEPROTECT, size_of::<UffdioWriteprotec
 pub struct Partial {
     /// Bytes that were filled.
     pub done: u64,
-    /// Why not more. EEXIST: the page is there already (wake its waiters). ENOENT: the range leaves its mapping (go on page by
-    /// page). EAGAIN: an event is queued (read it first). ESRCH: the process has ended.
+    /// Why not more. EAGAIN after some bytes: ask again for the rest to learn why. EAGAIN at once: an event is queued, read it
+    /// first. EEXIST: the page is there already, wake its waiters. ENOENT: the range leaves its mapping, go on page by page.
+    /// ESRCH: the process has ended.
     pub error: Error,
 }
 

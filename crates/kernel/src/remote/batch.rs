@@ -388,7 +388,7 @@ impl Remote {
         regs.rbx = table;
         regs.r12 = table + table_bytes as u64;
         regs.r15 = frame;
-        ptrace::set_regs(self.tid, &regs)?;
+        self.set_out(&regs)?;
         ptrace::resume(self.tid, 0)
     }
 

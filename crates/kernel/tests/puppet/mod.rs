@@ -11,6 +11,9 @@ const CALL: u64 = 1;
 const STORE: u64 = 2;
 const LOAD: u64 = 3;
 const THREAD: u64 = 4;
+pub const FORK: u64 = 5;
+/// Makes so many threads that end at once.
+pub const CHURN: u64 = 6;
 
 pub const PAGE: u64 = 4096;
 
@@ -199,6 +202,55 @@ extern "C" fn count(address: *mut libc::c_void) -> *mut libc::c_void {
     address
 }
 
+extern "C" fn nothing(argument: *mut libc::c_void) -> *mut libc::c_void {
+    argument
+}
+
+/// Makes a thread that ends at once; does not wait for it.
+fn short_thread() -> i32 {
+    // SAFETY: the handle is live, and the thread is detached once.
+    unsafe {
+        let mut thread = std::mem::zeroed();
+        match libc::pthread_create(&mut thread, std::ptr::null(), nothing, std::ptr::null_mut()) {
+            0 => libc::pthread_detach(thread),
+            // no room for a moment
+            libc::EAGAIN => 0,
+            error => error,
+        }
+    }
+}
+
+/// Another process that runs `work` until it is killed. Ends with the thread that made it.
+pub struct Other(pub i32);
+
+impl Other {
+    pub fn new(work: impl FnOnce()) -> Other {
+        // SAFETY: the child allocates, which glibc allows after a fork out of many threads; it never returns.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            // SAFETY: no pointers.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            work();
+            loop {
+                // SAFETY: no pointers.
+                unsafe { libc::pause() };
+            }
+        }
+        Other(pid)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // SAFETY: our child, not yet waited for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
 /// The life of the child. Allocates nothing, since it was forked out of a process with many threads.
 fn dance(orders: i32, replies: i32) -> ! {
     let mut order = [0u64; ORDER_WORDS];
@@ -219,6 +271,15 @@ fn dance(orders: i32, replies: i32) -> ! {
                     0
                 }
                 LOAD => (a as *const u64).read_volatile() as i64,
+                CHURN => (0..a).map(|_| i64::from(short_thread())).sum(),
+                FORK => match libc::fork() {
+                    0 => {
+                        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                        libc::pause();
+                        libc::_exit(0)
+                    }
+                    child => i64::from(child),
+                },
                 _ => {
                     let mut thread = std::mem::zeroed();
                     i64::from(libc::pthread_create(

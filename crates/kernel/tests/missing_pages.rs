@@ -1,0 +1,172 @@
+//! What the kernel does when missing pages are served with userfaultfd. Each test is one statement.
+#![allow(clippy::unwrap_used)]
+
+mod puppet;
+
+use puppet::{Puppet, PAGE};
+use whimbrel_kernel::uffd::{self, feature, mode, Event, Uffd};
+
+/// A puppet with 16 pages whose absence is served.
+fn served(features: u64) -> (Puppet, Uffd, u64) {
+    let mut puppet = Puppet::new();
+    let start = puppet.map(16 * PAGE);
+    let uffd = uffd::inject(puppet.pid, features, 0).unwrap();
+    uffd.register(start, 16 * PAGE, mode::MISSING).unwrap();
+    (puppet, uffd, start)
+}
+
+fn wait_event(uffd: &Uffd) -> Event {
+    loop {
+        if let Some(event) = uffd.events().unwrap().pop() {
+            return event;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn content(byte: u8, pages: u64) -> Vec<u8> {
+    vec![byte; (pages * PAGE) as usize]
+}
+
+fn word(byte: u8) -> i64 {
+    i64::from_ne_bytes([byte; 8])
+}
+
+#[test]
+fn a_thread_waits_for_a_missing_page_until_it_is_copied() {
+    let (mut puppet, uffd, start) = served(feature::THREAD_ID);
+    puppet.begin(3, &[start + 5 * PAGE + 8]);
+    let Event::Fault {
+        address,
+        flags,
+        thread,
+    } = wait_event(&uffd)
+    else {
+        panic!("not a fault");
+    };
+    assert_eq!((address & !(PAGE - 1), flags), (start + 5 * PAGE, 0));
+    assert_eq!(thread, puppet.pid as u32);
+    uffd.copy(start + 5 * PAGE, &content(7, 1), 0).unwrap();
+    assert_eq!(puppet.reply(), word(7));
+}
+
+#[test]
+fn copying_onto_a_page_that_is_there_gives_eexist() {
+    let (mut puppet, uffd, start) = served(0);
+    uffd.copy(start + PAGE, &content(1, 1), 0).unwrap();
+    let partial = uffd.copy(start, &content(2, 4), 0).unwrap_err();
+    assert_eq!(
+        (partial.done, partial.error.errno()),
+        (PAGE, Some(libc::EAGAIN)),
+        "it stops before that page"
+    );
+    let partial = uffd.copy(start + PAGE, &content(2, 1), 0).unwrap_err();
+    assert_eq!((partial.done, partial.error.errno()), (0, Some(libc::EEXIST)));
+    uffd.wake(start + PAGE, PAGE).unwrap();
+    assert_eq!(
+        puppet.load(start + PAGE) as i64,
+        word(1),
+        "what was there first stays"
+    );
+}
+
+#[test]
+fn copying_across_the_end_of_a_mapping_gives_enoent() {
+    let (mut puppet, uffd, start) = served(0);
+    puppet.call(
+        libc::SYS_mprotect,
+        &[start + 2 * PAGE, PAGE, libc::PROT_READ as u64],
+    );
+    let partial = uffd.copy(start, &content(1, 4), 0).unwrap_err();
+    assert_eq!(partial.error.errno(), Some(libc::ENOENT), "two mappings");
+    for page in 0..4 {
+        uffd.copy(start + page * PAGE, &content(1, 1), 0).unwrap();
+    }
+}
+
+#[test]
+fn everything_gives_eagain_while_an_event_is_queued() {
+    let (mut puppet, uffd, start) = served(feature::EVENT_REMOVE | feature::EVENT_UNMAP);
+    puppet.begin_call(libc::SYS_madvise, &[start, PAGE, libc::MADV_DONTNEED as u64]);
+    puppet.wait_in_call(libc::SYS_madvise);
+    // it waits in the call until the event is read; the very moment of queueing may still be ahead
+    let refused = loop {
+        match uffd.zeropage(start + 8 * PAGE, PAGE, 0) {
+            Err(partial) if partial.error.errno() == Some(libc::EEXIST) => std::thread::yield_now(),
+            Err(partial) => break partial.error.errno(),
+            Ok(()) => {}
+        }
+    };
+    assert_eq!(refused, Some(libc::EAGAIN));
+    let Event::Remove { start: from, end } = wait_event(&uffd) else {
+        panic!("not a removal");
+    };
+    assert_eq!((from, end), (start, start + PAGE));
+    assert_eq!(puppet.reply(), 0);
+    uffd.copy(start, &content(1, 1), 0).unwrap();
+    puppet.begin_call(libc::SYS_munmap, &[start + PAGE, PAGE]);
+    assert!(matches!(wait_event(&uffd), Event::Unmap { start: from, .. } if from == start + PAGE));
+    assert_eq!(puppet.reply(), 0);
+}
+
+#[test]
+fn a_move_is_told_with_both_ends() {
+    let (mut puppet, uffd, start) = served(feature::EVENT_REMAP);
+    let to = start + (1 << 30);
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    puppet.begin_call(libc::SYS_mremap, &[start, 16 * PAGE, 16 * PAGE, flags, to]);
+    let Event::Remap {
+        from,
+        to: there,
+        bytes,
+    } = wait_event(&uffd)
+    else {
+        panic!("not a move");
+    };
+    assert_eq!((from, there, bytes), (start, to, 16 * PAGE));
+    assert_eq!(puppet.reply(), to as i64);
+    uffd.zeropage(to, PAGE, 0).unwrap();
+}
+
+#[test]
+fn a_fork_brings_the_userfaultfd_of_the_child() {
+    let (mut puppet, uffd, start) = served(feature::EVENT_FORK);
+    puppet.begin(puppet::FORK, &[]);
+    let Event::Fork(child) = wait_event(&uffd) else {
+        panic!("not a fork");
+    };
+    // the fork still has the address spaces for a moment after its event was read
+    assert!(puppet.reply() > 0);
+    child.zeropage(start, PAGE, 0).unwrap();
+    uffd.zeropage(start, PAGE, 0).unwrap();
+}
+
+#[test]
+fn closing_the_last_userfaultfd_lets_a_waiting_thread_read_zeros() {
+    let (mut puppet, uffd, start) = served(0);
+    puppet.begin(3, &[start]);
+    assert!(matches!(wait_event(&uffd), Event::Fault { .. }));
+    drop(uffd);
+    assert_eq!(
+        puppet.reply(),
+        0,
+        "silent corruption: a guardian has to hold a duplicate"
+    );
+}
+
+#[test]
+fn a_page_of_a_memfd_that_is_not_mapped_is_a_minor_fault() {
+    let mut puppet = Puppet::new();
+    let name = puppet.map(PAGE);
+    let (fd, writer) = puppet.map_memfd(name, 2 * PAGE);
+    puppet.store(writer, 9);
+    let start = puppet.map_fd(fd, 2 * PAGE);
+    let uffd = uffd::inject(puppet.pid, feature::MINOR_SHMEM, 0).unwrap();
+    uffd.register(start, 2 * PAGE, mode::MINOR).unwrap();
+    puppet.begin(3, &[start]);
+    assert!(matches!(wait_event(&uffd), Event::Fault { flags: 4, .. }));
+    uffd.continue_(start, PAGE, 0).unwrap();
+    assert_eq!(puppet.reply(), 9);
+    let partial = uffd.continue_(start + PAGE, PAGE, 0).unwrap_err();
+    assert_eq!(partial.error.errno(), Some(libc::EFAULT), "a hole");
+}
