@@ -69,7 +69,10 @@ fn with_scratch(remotes: &mut [Remote], signals: u64, timers: Vec<PosixTimer>) -
     let area = leader.install(None)?;
     others.iter_mut().for_each(|other| other.share_scratch(area));
     let answered = run(leader, others, signals, timers);
+    // before the area goes: a thread that stands in it and is left alone would go on in memory that is not there
+    let restored = others.iter().try_for_each(|other| other.restore());
     leader.uninstall()?;
+    restored?;
     answered
 }
 
