@@ -93,6 +93,7 @@ fn moving(listed: Listed) -> Moving {
             State::Prepared => "complete",
             State::Offered => "frozen until the destination answers",
             State::Released => "moved",
+            State::Stayed => "runs on here",
             State::Started => "running here",
             State::Fenced => "given up",
         },

@@ -3,8 +3,7 @@
 //! Every step is one of [`crate::observer::DESTINATION_PHASES`]. Up to the journal's `Started` any failure discards the replica; from then on
 //! the workload is this host's, whatever happens to the link.
 //!
-//! The journal is removed without being fenced as long as `Prepared` was not said: the source cannot have offered then, and
-//! a question about a migration without a journal is answered `Fenced` in any case.
+//! What happens from the last page on, and after any failure, is decided by `policy::switchover`.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +11,18 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use whimbrel_policy::switchover::{
+    DestinationAction, DestinationEnd, DestinationInput, DestinationJournal, DestinationSwitch,
+    Message as Word,
+};
 use whimbrel_wire::{DestinationTimes, Key, Message, MigrationId};
 
 use crate::contract::{Recover, Replica};
+use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationLeft, Ear};
 use crate::door::{Arrival, Door, Visit};
 use crate::error::{Error, Failure, Result, Whereabouts};
-use crate::guardian::{answer_arrival, answer_on};
-use crate::inbox::{end_of, Inbox, Taken};
+use crate::guardian::answer_arrival;
+use crate::inbox::{Inbox, Taken};
 use crate::intake::take_in;
 use crate::journal::{Journal, Journals, Record, Role, State};
 use crate::link::{ControlLink, Cut, Event, LinkOptions};
@@ -27,8 +31,6 @@ use crate::summary::Received;
 
 /// How long questions about a migration are answered after its link was lost.
 pub const ANSWER_FOR: Duration = Duration::from_secs(15);
-/// How long a source that lives may take for its offer, or for its last word.
-const OFFER_MAX: Duration = Duration::from_secs(600);
 /// How often somebody who waits at the door looks whether the user cancelled.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -188,7 +190,7 @@ impl Reception {
             })
             .map_err(untouched)?;
         timeline.begin(Phase::Prepare);
-        let journal = self
+        let mut journal = self
             .options
             .journals
             .create(self.record(incoming))
@@ -202,16 +204,79 @@ impl Reception {
         };
         let mut destination = Destination {
             replica: &mut replica,
-            options: &self.options,
-            incoming,
-            control: Some(control),
-            inbox,
-            cut,
+            source: &incoming.source,
             timeline,
+            state: Vec::new(),
             times: DestinationTimes::default(),
+            since: Instant::now(),
             bulk_bytes: 0,
+            total_us: 0,
+            started: false,
         };
-        destination.run(&spec, journal)
+        if let Err(error) = destination.prepare(&spec, &mut journal) {
+            let refused = refuse(&control, error);
+            let discarded = destination.discard(&[]).and_then(|()| journal.remove());
+            discarded.unwrap_or_else(|second| destination.warn(&second.to_string()));
+            return Err(refused);
+        }
+        let taken = destination.take_over(&mut journal, &control, &mut inbox, &cut);
+        let taken = taken.map_err(|error| inbox.explain(error));
+        self.switch_over(
+            incoming.id,
+            destination,
+            journal,
+            control,
+            &mut inbox,
+            taken.err(),
+        )
+    }
+
+    /// From here on `policy::switchover` decides, also about the way back.
+    fn switch_over<R: Replica>(
+        &self,
+        id: MigrationId,
+        destination: Destination<'_, '_, R>,
+        journal: Journal,
+        control: ControlLink,
+        inbox: &mut Inbox,
+        error: Option<Error>,
+    ) -> Result<Received, Failure> {
+        let input = match &error {
+            None => DestinationInput::Complete,
+            Some(Error::Aborted(_)) => DestinationInput::Message(Word::Stays),
+            Some(error) if error.is_lost_link() => DestinationInput::LinkLost,
+            Some(_) => DestinationInput::Abandon,
+        };
+        let (switch, ear) = (DestinationSwitch::begin(), Ear::Inbox(inbox));
+        let mut driver =
+            DestinationDriver::new(switch, id, Some(journal), ear, destination, &self.options.cancel);
+        driver.control = Some(control);
+        driver.link_timeout = self.options.link_timeout;
+        driver.answer_for = self.options.answer_for;
+        driver.why = error;
+        let left = match driver.switch.handle(input) {
+            Ok(()) => driver.run(),
+            Err(e) => DestinationLeft::Stuck(Error::Internal(e.to_string())),
+        };
+        let why = driver.why.take().unwrap_or(Error::Fenced);
+        let committed = driver.switch.is_committed();
+        let destination = driver.host;
+        destination.timeline.end();
+        let failure = |error, whereabouts| Err(Failure { error, whereabouts });
+        match left {
+            DestinationLeft::End(DestinationEnd::Runs) => Ok(destination.received(id)),
+            DestinationLeft::Unconfirmed { runs: true } => {
+                let source_address = destination.source.to_owned();
+                destination
+                    .timeline
+                    .observer
+                    .warning(&Error::Unconfirmed { source_address }.to_string());
+                Ok(destination.received(id))
+            }
+            DestinationLeft::Stuck(error) if committed => failure(error, Whereabouts::Destination),
+            DestinationLeft::Stuck(error) => failure(error, Whereabouts::Source),
+            _ => failure(why, Whereabouts::Source),
+        }
     }
 
     fn record(&self, incoming: &Incoming) -> Record {
@@ -237,238 +302,132 @@ fn refuse(control: &ControlLink, error: Error) -> Failure {
     }
 }
 
-/// Why a prepared workload will never be started here.
-enum Fencing {
-    /// The source says that it has not offered, and will not.
-    SourceStays(Error),
-    /// The source lost us and asks.
-    Asked(TcpStream),
-    /// It may have offered.
-    LinkLost(Error),
-    /// It may have offered, and can be told.
-    OurWill(Error),
-}
-
-impl Fencing {
-    fn because(event: Event) -> Self {
-        match event {
-            Event::Queried(stream) => Fencing::Asked(stream),
-            Event::Lost(error) => Fencing::LinkLost(error),
-            Event::Message(Message::Abort(_) | Message::Stays) => Fencing::SourceStays(end_of(event)),
-            event => Fencing::OurWill(end_of(event)),
-        }
-    }
-
-    fn into_error(self) -> Error {
-        match self {
-            Fencing::Asked(_) => Error::Queried,
-            Fencing::SourceStays(error) | Fencing::LinkLost(error) | Fencing::OurWill(error) => error,
-        }
-    }
-}
-
-/// One migration that is being received.
+/// One migration that is being received: does what the switch-over decides.
 struct Destination<'a, 'o, R> {
     replica: &'a mut R,
-    options: &'a ReceiveOptions,
-    incoming: &'a Incoming,
-    control: Option<ControlLink>,
-    inbox: Inbox,
-    cut: Cut,
+    source: &'a str,
     timeline: &'a mut Timeline<'o>,
+    state: Vec<u8>,
     times: DestinationTimes,
+    /// When the last step of the switch-over ended.
+    since: Instant,
     bulk_bytes: u64,
+    /// When it ran here.
+    total_us: u64,
+    started: bool,
 }
 
 impl<R: Replica> Destination<'_, '_, R> {
-    fn run(&mut self, spec: &[u8], mut journal: Journal) -> Result<Received, Failure> {
-        if let Err(error) = self.prepare(spec, &mut journal) {
-            let word = Message::Refused(error.sentence());
-            return Err(self.discard(error, &word, journal, Whereabouts::Untouched));
-        }
-        if let Err(error) = self.take_over(&mut journal) {
-            let error = self.inbox.explain(error);
-            let word = Message::Abort(error.sentence());
-            return Err(self.discard(error, &word, journal, Whereabouts::Source));
-        }
-        if let Err(why) = self.wait_for_offer() {
-            return Err(self.fence(why, journal));
-        }
-        self.commit(journal)
-    }
-
-    fn say(&self, message: &Message) -> Result<()> {
-        match &self.control {
-            Some(control) => control.say(message),
-            None => Err(Error::Internal("nobody to talk to".into())),
-        }
-    }
-
     fn prepare(&mut self, spec: &[u8], journal: &mut Journal) -> Result<()> {
         journal.set_resources(self.replica.resources())?;
         self.replica.prepare(spec).map_err(Error::workload)?;
         journal.set_resources(self.replica.resources())
     }
 
-    /// All that is not the workload's own: pages, then state.
-    fn take_over(&mut self, journal: &mut Journal) -> Result<()> {
-        self.say(&Message::SpecAccepted)?;
-        let bulk = self.inbox.wait("the bulk stream", |event| match event {
+    /// Takes in pages and state.
+    fn take_over(
+        &mut self,
+        journal: &mut Journal,
+        control: &ControlLink,
+        inbox: &mut Inbox,
+        cut: &Cut,
+    ) -> Result<()> {
+        control.say(&Message::SpecAccepted)?;
+        let bulk = inbox.wait("the bulk stream", |event| match event {
             Event::Bulk(stream) => Taken::Yes(stream),
             other => Taken::No(other),
         })?;
-        self.cut.add(&bulk).map_err(|cause| Error::Socket {
+        cut.add(&bulk).map_err(|cause| Error::Socket {
             what: "share a connection".into(),
             cause,
         })?;
         self.timeline.begin(Phase::Round);
-        let control = self
-            .control
-            .as_ref()
-            .ok_or_else(|| Error::Internal("no control stream".into()))?;
-        self.bulk_bytes = take_in(self.replica, journal, control, bulk, &self.incoming.source)?;
+        self.bulk_bytes = take_in(self.replica, journal, control, bulk, self.source)?;
         let complete = Instant::now();
-        let state = self.inbox.wait("State", |event| match event {
+        self.state = inbox.wait("State", |event| match event {
             Event::Message(Message::State(state)) => Taken::Yes(state),
             other => Taken::No(other),
         })?;
         self.times.wait_us = micros(complete.elapsed());
-        self.timeline.begin(Phase::Load);
-        let loading = Instant::now();
-        journal.set_resources(self.replica.resources())?;
-        self.replica.load(&state).map_err(Error::workload)?;
-        // Said before it is told: from `Prepared` on the source may offer.
-        journal.set_prepared(self.replica.resources())?;
-        self.times.load_us = micros(loading.elapsed());
-        self.say(&Message::Prepared)
+        journal.set_resources(self.replica.resources())
     }
 
-    fn wait_for_offer(&mut self) -> Result<(), Fencing> {
-        self.timeline.begin(Phase::Offer);
-        let waiting = Instant::now();
-        let event = self.inbox.next_event(waiting + OFFER_MAX);
-        self.times.offer_us = micros(waiting.elapsed());
-        match event {
-            Some(Event::Message(Message::Offer)) => Ok(()),
-            Some(event) => Err(Fencing::because(event)),
-            None => Err(Fencing::OurWill(Error::Late {
-                expected: "the offer",
-                waited: OFFER_MAX,
-            })),
-        }
+    /// The time since this was asked before.
+    fn lap(&mut self) -> u64 {
+        let now = Instant::now();
+        micros(now.duration_since(std::mem::replace(&mut self.since, now)))
     }
 
-    /// Before `Prepared`: nobody will ever ask.
-    fn discard(
-        &mut self,
-        error: Error,
-        word: &Message,
-        journal: Journal,
-        whereabouts: Whereabouts,
-    ) -> Failure {
-        let _ = self.say(word);
-        self.control = None;
-        let discarded = self.replica.discard().map_err(Error::workload);
-        self.note(discarded.and_then(|()| journal.remove()));
-        Failure { error, whereabouts }
-    }
-
-    /// After `Prepared`: the source may have offered. Decides against it, and says so to whoever asks.
-    fn fence(&mut self, why: Fencing, mut journal: Journal) -> Failure {
-        // Should this fail, the journal still says `Prepared`, which never starts anything either.
-        self.note(journal.set_state(State::Fenced));
-        let discarded = self.replica.discard().map_err(Error::workload);
-        let gone = discarded.is_ok();
-        self.note(discarded);
-        let word = Message::Fenced;
-        let _ = match &why {
-            Fencing::SourceStays(_) => true,
-            Fencing::Asked(query) => {
-                answer_on(query, &word, self.options.link_timeout)
-                    || self.last_word(&word, self.options.answer_for)
-            }
-            Fencing::LinkLost(_) => self.last_word(&word, self.options.answer_for),
-            Fencing::OurWill(_) => {
-                let _ = self.say(&word);
-                self.last_word(&word, OFFER_MAX)
-            }
-        };
-        // A migration without a journal is fenced too. What is not gone yet needs the journal.
-        if gone {
-            self.note(journal.remove());
-        }
-        Failure {
-            error: why.into_error(),
-            whereabouts: Whereabouts::Source,
-        }
-    }
-
-    fn commit(&mut self, mut journal: Journal) -> Result<Received, Failure> {
-        self.timeline.begin(Phase::Commit);
-        let committing = Instant::now();
-        if let Err(error) = journal.set_state(State::Started) {
-            return Err(self.fence(Fencing::OurWill(error), journal));
-        }
-        self.times.commit_us = micros(committing.elapsed());
-        self.timeline.begin(Phase::Start);
-        let starting = Instant::now();
-        // The source hears nothing until it runs: should it never run, the operator can still take it back there.
-        self.replica.start().map_err(|e| Failure {
-            error: Error::workload(e),
-            whereabouts: Whereabouts::Destination,
-        })?;
-        self.times.start_us = micros(starting.elapsed());
-        let total_us = micros(self.timeline.elapsed());
-        let started = Message::Started(self.times);
-        let _ = self.say(&started);
-        self.timeline.begin(Phase::Settle);
-        let settled = self.replica.settle().map_err(Error::workload);
-        self.note(settled);
-        if self.last_word(&started, OFFER_MAX) {
-            self.note(journal.remove());
-        } else {
-            self.note(Err(Error::Unconfirmed {
-                source_address: self.incoming.source.clone(),
-            }));
-        }
-        self.timeline.end();
-        Ok(self.received(total_us))
-    }
-
-    /// Waits until the source has confirmed the end, and answers `word` if it asks. False if it has not within the time.
-    fn last_word(&mut self, word: &Message, time: Duration) -> bool {
-        let mut until = Instant::now() + time;
-        loop {
-            match self.inbox.next_event(until) {
-                Some(Event::Message(Message::Released | Message::Stays)) => return true,
-                Some(Event::Queried(stream)) if answer_on(&stream, word, self.options.link_timeout) => {
-                    return true
-                }
-                Some(Event::Lost(_) | Event::Queried(_)) => until = Instant::now() + self.options.answer_for,
-                Some(Event::Message(Message::Offer)) => {
-                    let _ = self.say(word);
-                }
-                Some(_) => {}
-                None => return false,
-            }
-        }
-    }
-
-    /// Something that the user should know, but that changes nothing any more.
-    fn note(&mut self, result: Result<()>) {
-        if let Err(error) = result {
-            self.timeline.observer.warning(&error.to_string());
-        }
-    }
-
-    fn received(&self, total_us: u64) -> Received {
+    fn received(&self, id: MigrationId) -> Received {
         Received {
-            id: self.incoming.id,
-            source: self.incoming.source.clone(),
+            id,
+            source: self.source.to_owned(),
             bulk_bytes: self.bulk_bytes,
-            total_us,
+            total_us: self.total_us,
             times: self.times,
             phases: self.timeline.times().to_vec(),
         }
+    }
+
+    /// What can wait until the source was told.
+    fn settle(&mut self) {
+        self.timeline.begin(Phase::Settle);
+        if let Err(e) = self.replica.settle() {
+            self.warn(&e.to_string());
+        }
+    }
+}
+
+impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
+    fn before(&mut self, action: DestinationAction, committed: bool) {
+        match action {
+            DestinationAction::Load => self.timeline.begin(Phase::Load),
+            DestinationAction::Listen if self.timeline.phase() == Some(Phase::Load) => {
+                self.lap();
+                self.timeline.begin(Phase::Offer);
+            }
+            DestinationAction::Journal(DestinationJournal::Started) => {
+                self.times.offer_us = self.lap();
+                self.timeline.begin(Phase::Commit);
+            }
+            DestinationAction::Start if !self.started && self.timeline.phase() == Some(Phase::Commit) => {
+                self.times.commit_us = self.lap();
+                self.timeline.begin(Phase::Start);
+            }
+            DestinationAction::Listen if committed && self.timeline.phase() == Some(Phase::Start) => {
+                self.settle()
+            }
+            _ => {}
+        }
+    }
+
+    fn load(&mut self) -> Result<Vec<u8>> {
+        let begun = Instant::now();
+        let state = std::mem::take(&mut self.state);
+        self.replica.load(&state).map_err(Error::workload)?;
+        self.times.load_us = micros(begun.elapsed());
+        Ok(self.replica.resources())
+    }
+
+    fn start(&mut self, _: &[u8]) -> Result<()> {
+        self.replica.start().map_err(Error::workload)?;
+        if !self.started {
+            self.started = true;
+            self.times.start_us = self.lap();
+            self.total_us = micros(self.timeline.elapsed());
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, _: &[u8]) -> Result<()> {
+        self.replica.discard().map_err(Error::workload)
+    }
+
+    fn times(&self) -> DestinationTimes {
+        self.times
+    }
+
+    fn warn(&mut self, sentence: &str) {
+        self.timeline.observer.warning(sentence);
     }
 }

@@ -132,6 +132,11 @@ impl Error {
         Error::Workload(Box::new(e))
     }
 
+    /// True if the other end may still wait for a word that does not reach it on this connection.
+    pub(crate) fn is_lost_link(&self) -> bool {
+        matches!(self, Error::Link { .. } | Error::Silent { .. } | Error::Queried)
+    }
+
     pub(crate) fn unexpected(got: &Message, expected: &'static str) -> Self {
         Error::Unexpected {
             got: got.name(),

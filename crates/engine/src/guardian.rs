@@ -1,29 +1,24 @@
 //! What is done when a controller died: by its guardian at once, or by the next command that finds a stale journal.
 //!
-//! | role | journal | what is done |
-//! |---|---|---|
-//! | source | `Active` | it stays; the journal goes |
-//! | source | `Offered` | the destination is asked until it answers: `Started` -> as `Released`; `Fenced` -> it stays; no answer -> frozen, undecided |
-//! | source | `Released` | its copy is ended; the journal goes |
-//! | destination | `Active` | discarded; the journal goes |
-//! | destination | `Prepared`, `Fenced` | fenced, discarded; questions are answered `Fenced` for a while; the journal goes |
-//! | destination | `Started` | started; questions are answered `Started`; the journal goes when the source has confirmed, or stays |
-//! | destination | none | questions are answered `Fenced` |
-//!
-//! Every row may be done twice, or break off anywhere and begin again: each step is idempotent and the journal goes last.
+//! What that is stands in the table of `policy::switchover`: the same machines as in the controllers are entered at the place
+//! that the journal names. Every step is idempotent, may break off anywhere and be done again.
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
+use std::sync::Arc;
+use std::time::Duration;
 
-use whimbrel_wire::{write_message, DestinationTimes, Message, MigrationId, StreamKind};
+use whimbrel_policy::switchover::{DestinationEnd, DestinationSwitch, SourceEnd, SourceSwitch};
+use whimbrel_wire::{write_message, Message, MigrationId};
 
-use crate::ask::{ask, farewell, Answer, Asking};
-use crate::contract::Recover;
-use crate::door::{accept_soon, greet};
+use crate::contract::{Outcome, Recover};
+use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationLeft, Ear};
 use crate::error::{Error, Result};
+use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State};
-use crate::link::hear;
+use crate::source::TELL_FOR;
+use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 
 /// How to recover.
 #[derive(Debug)]
@@ -36,7 +31,8 @@ pub struct GuardianOptions<'a> {
     pub force_here: bool,
     /// Destination: the socket that the controller listened on. Without it nobody can ask, and nothing is waited for.
     pub listener: Option<&'a TcpListener>,
-    /// Destination: how long questions are answered.
+    /// Destination: how long questions are answered. Source: how long (a few seconds at most) a destination that may wait for it
+    /// is told where the workload is.
     pub answer_for: Duration,
     /// Set when it shall end early.
     pub cancel: &'a AtomicBool,
@@ -53,6 +49,8 @@ pub enum Settled {
     Moved,
     /// Source: it stays frozen until the destination answers.
     Undecided,
+    /// Source: taken back by force, and yet it runs at the destination, too: one of the two must be ended.
+    Conflict,
     /// Destination: nothing of it is left here.
     Discarded,
     /// Destination: it runs here.
@@ -100,45 +98,26 @@ fn settle_source<C: Recover>(
     recover: &C,
     options: &GuardianOptions<'_>,
 ) -> Result<Settled> {
-    match journal.record().state {
-        State::Released => end_copy(journal, recover, None),
-        State::Offered if !options.force_here => {
-            let asking = Asking {
-                link_timeout: options.link_timeout,
-                until: options.ask_for.map(|time| Instant::now() + time),
-                cancel: options.cancel,
-            };
-            match ask(journal.record(), &asking) {
-                Some((Answer::Started(_), query)) => end_copy(journal, recover, Some(query)),
-                Some((Answer::Fenced, query)) => stay(journal, recover, Some(query)),
-                None => Ok(Settled::Undecided),
-            }
-        }
-        _ => stay(journal, recover, None),
+    let state = journal.record().state;
+    let decided = state.at_source().ok_or_else(|| misplaced(state))?;
+    let patience = Patience {
+        link_timeout: options.link_timeout,
+        ask_for: options.ask_for,
+        tell_for: options.answer_for.min(TELL_FOR),
+        force_here: options.force_here,
+        cancel: options.cancel,
+    };
+    let (_, nothing) = channel();
+    let line = SourceLine::new(Inbox::new(nothing, Arc::default()));
+    let switch = SourceSwitch::recover(Some(decided));
+    match SourceDriver::new(switch, Some(journal), line, Recovering(recover), patience).run() {
+        SourceLeft::End(SourceEnd::Nothing) => Ok(Settled::Nothing),
+        SourceLeft::End(SourceEnd::Moved) => Ok(Settled::Moved),
+        SourceLeft::End(SourceEnd::Stays) => Ok(Settled::Stays),
+        SourceLeft::End(SourceEnd::Conflict) => Ok(Settled::Conflict),
+        SourceLeft::Undecided => Ok(Settled::Undecided),
+        SourceLeft::Stuck(error) => Err(error),
     }
-}
-
-fn stay<C: Recover>(journal: Journal, recover: &C, query: Option<TcpStream>) -> Result<Settled> {
-    recover
-        .stays(&journal.record().resources)
-        .map_err(Error::workload)?;
-    if let Some(mut query) = query {
-        farewell(&mut query, &Message::Stays);
-    }
-    journal.remove()?;
-    Ok(Settled::Stays)
-}
-
-fn end_copy<C: Recover>(mut journal: Journal, recover: &C, query: Option<TcpStream>) -> Result<Settled> {
-    journal.set_state(State::Released)?;
-    recover
-        .moved(&journal.record().resources)
-        .map_err(Error::workload)?;
-    if let Some(mut query) = query {
-        farewell(&mut query, &Message::Released);
-    }
-    journal.remove()?;
-    Ok(Settled::Moved)
 }
 
 fn settle_destination<C: Recover>(
@@ -146,70 +125,41 @@ fn settle_destination<C: Recover>(
     recover: &C,
     options: &GuardianOptions<'_>,
 ) -> Result<Settled> {
-    let was = journal.record().state;
-    let (journal, word) = decide(journal, recover)?;
-    let Some(journal) = journal else {
-        return Ok(Settled::Discarded);
-    };
-    let confirmed = answer_questions(&journal, &word, options);
-    if was == State::Started {
-        if confirmed {
-            journal.remove()?;
+    let ear = options.listener.map_or(Ear::Deaf, Ear::Door);
+    let mut driver = recovering(journal, recover, ear, options.cancel)?;
+    driver.link_timeout = options.link_timeout;
+    driver.answer_for = options.answer_for;
+    match driver.run() {
+        DestinationLeft::End(DestinationEnd::Runs) => Ok(Settled::Started { confirmed: true }),
+        DestinationLeft::Unconfirmed { runs: true } => Ok(Settled::Started { confirmed: false }),
+        DestinationLeft::End(DestinationEnd::Discarded) | DestinationLeft::Unconfirmed { runs: false } => {
+            Ok(Settled::Discarded)
         }
-        return Ok(Settled::Started { confirmed });
-    }
-    journal.remove()?;
-    Ok(Settled::Discarded)
-}
-
-/// Does what the journal says, and says what is to be answered. A journal of which nobody can ask is removed.
-fn decide<C: Recover>(mut journal: Journal, recover: &C) -> Result<(Option<Journal>, Message)> {
-    let resources = journal.record().resources.clone();
-    match journal.record().state {
-        State::Started => {
-            recover.start(&resources).map_err(Error::workload)?;
-            Ok((Some(journal), Message::Started(DestinationTimes::default())))
-        }
-        State::Active => {
-            recover.discard(&resources).map_err(Error::workload)?;
-            journal.remove()?;
-            Ok((None, Message::Fenced))
-        }
-        _ => {
-            journal.set_state(State::Fenced)?;
-            recover.discard(&resources).map_err(Error::workload)?;
-            Ok((Some(journal), Message::Fenced))
-        }
+        DestinationLeft::Stuck(error) => Err(error),
     }
 }
 
-/// True if the source has confirmed.
-fn answer_questions(journal: &Journal, word: &Message, options: &GuardianOptions<'_>) -> bool {
-    let Some(listener) = options.listener else {
-        return false;
-    };
-    let record = journal.record();
-    let until = Instant::now() + options.answer_for;
-    while Instant::now() < until && !options.cancel.load(Ordering::Relaxed) {
-        let Some((stream, _)) = accept_soon(listener) else {
-            continue;
-        };
-        let key_of = |id, kind| (id == record.id && kind == StreamKind::Query).then(|| record.key.clone());
-        if greet(&stream, options.link_timeout, key_of).is_ok()
-            && answer_on(&stream, word, options.link_timeout)
-        {
-            return true;
-        }
-    }
-    false
+fn recovering<'a, C: Recover>(
+    journal: Journal,
+    recover: &'a C,
+    ear: Ear<'a>,
+    cancel: &'a AtomicBool,
+) -> Result<DestinationDriver<'a, Recovering<'a, C>>> {
+    let (id, state) = (journal.record().id, journal.record().state);
+    let decided = state.at_destination().ok_or_else(|| misplaced(state))?;
+    let switch = DestinationSwitch::recover(Some(decided));
+    Ok(DestinationDriver::new(
+        switch,
+        id,
+        Some(journal),
+        ear,
+        Recovering(recover),
+        cancel,
+    ))
 }
 
-/// Answers a question on a connection behind its handshake. True if the source confirmed that it heard.
-pub(crate) fn answer_on(stream: &TcpStream, word: &Message, timeout: Duration) -> bool {
-    let mut writer = stream;
-    matches!(hear(stream, timeout), Ok(Message::Query))
-        && write_message(&mut writer, word).is_ok()
-        && matches!(hear(stream, timeout), Ok(Message::Released | Message::Stays))
+fn misplaced(state: State) -> Error {
+    Error::Internal(format!("a journal of the other end: {state:?}"))
 }
 
 /// Answers a question about a migration that this process does not receive: from its journal, if it has one.
@@ -222,19 +172,55 @@ pub(crate) fn answer_arrival<C: Recover>(
 ) -> Result<()> {
     let journal = match journals.open(id, Role::Destination) {
         Err(Error::Busy { .. }) => {
+            // Whoever works on it has not decided; if the connection is gone, the source asks again anyway.
             let _ = write_message(&mut stream, &Message::Undecided);
             return Ok(());
         }
         journal => journal?,
     };
-    let Some(journal) = journal else {
-        answer_on(&stream, &Message::Fenced, timeout);
-        return Ok(());
+    let never = AtomicBool::new(false);
+    let mut driver = match journal {
+        Some(journal) => recovering(journal, recover, Ear::Deaf, &never)?,
+        None => {
+            let switch = DestinationSwitch::recover(None);
+            DestinationDriver::new(switch, id, None, Ear::Deaf, Recovering(recover), &never)
+        }
     };
-    let (journal, word) = decide(journal, recover)?;
-    let confirmed = answer_on(&stream, &word, timeout);
-    match journal {
-        Some(journal) if confirmed || word == Message::Fenced => journal.remove(),
+    driver.query = Some(stream);
+    driver.link_timeout = timeout;
+    match driver.run() {
+        DestinationLeft::Stuck(error) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Does from the journal's resources what the dead controller would have done.
+struct Recovering<'a, C>(&'a C);
+
+impl<C: Recover> SourceHost for Recovering<'_, C> {
+    fn hold(&mut self) -> Result<()> {
+        Err(Error::Internal("nothing to hold".into()))
+    }
+
+    fn release(&mut self, outcome: Outcome, resources: &[u8]) -> Result<()> {
+        match outcome {
+            Outcome::Moved => self.0.moved(resources),
+            Outcome::Stays => self.0.stays(resources),
+        }
+        .map_err(Error::workload)
+    }
+}
+
+impl<C: Recover> DestinationHost for Recovering<'_, C> {
+    fn load(&mut self) -> Result<Vec<u8>> {
+        Err(Error::Internal("nothing to load".into()))
+    }
+
+    fn start(&mut self, resources: &[u8]) -> Result<()> {
+        self.0.start(resources).map_err(Error::workload)
+    }
+
+    fn discard(&mut self, resources: &[u8]) -> Result<()> {
+        self.0.discard(resources).map_err(Error::workload)
     }
 }

@@ -44,13 +44,18 @@ impl Inbox {
 
     /// Fails if anything arrived that ends the migration, or if the user cancelled. Never waits.
     pub fn check(&mut self) -> Result<()> {
-        if self.cancel.load(Ordering::Relaxed) {
+        if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         while let Ok(event) = self.events.try_recv() {
             self.keep_for_later(event)?;
         }
         Ok(())
+    }
+
+    /// True if the user wants it stopped.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
     }
 
     /// Waits until `until`, or for something that ends the migration.
@@ -83,7 +88,6 @@ impl Inbox {
         loop {
             match take(self.next(until, expected)?) {
                 Taken::Yes(value) => return Ok(value),
-                Taken::Skip => {}
                 Taken::No(event) => self.expect_nothing(event)?,
             }
         }
@@ -116,6 +120,9 @@ impl Inbox {
 
     /// Waits for the next event of any kind. `None` when the time is over.
     pub fn next_event(&mut self, until: Instant) -> Option<Event> {
+        if let Some(event) = self.early.pop_front() {
+            return Some(event);
+        }
         self.events
             .recv_timeout(until.saturating_duration_since(Instant::now()))
             .ok()
@@ -174,8 +181,6 @@ fn is_noise(message: &Message) -> bool {
 pub(crate) enum Taken<T> {
     /// It was what he waited for.
     Yes(T),
-    /// It does not matter to him.
-    Skip,
     /// He does not want it: it ends the migration, or is of no importance.
     No(Event),
 }

@@ -70,6 +70,8 @@ pub enum State {
     Offered,
     /// Source: it runs at the destination.
     Released,
+    /// Source: it runs on here, and the destination may have to be told.
+    Stayed,
     /// Destination: committed; it runs here.
     Started,
     /// Destination: it was not started here and never will be.
@@ -294,8 +296,8 @@ impl Journal {
         })
     }
 
-    /// The migration is settled. Takes the lock away with it.
-    pub fn remove(self) -> Result<()> {
+    /// The migration is settled. The lock's file goes with it.
+    pub fn remove(&self) -> Result<()> {
         remove(&record_path(&self.directory, self.record.id, self.record.role))?;
         remove(&lock_path(&self.directory, self.record.id, self.record.role))
     }

@@ -1,9 +1,9 @@
 //! Source and destination of one migration: carries a policy's orders out over a workload and a link.
 #![forbid(unsafe_code)]
 
-mod ask;
 pub mod contract;
 pub mod destination;
+mod destination_switch;
 mod door;
 pub mod error;
 pub mod guardian;
@@ -15,6 +15,7 @@ pub mod observer;
 mod rounds;
 mod send;
 pub mod source;
+mod source_switch;
 pub mod summary;
 
 pub use contract::{Mode, Outcome, Recover, Replica, Workload};

@@ -26,7 +26,7 @@ pub(crate) struct Rounds<'a, 'o, W> {
     pub inbox: &'a mut Inbox,
     pub timeline: &'a mut Timeline<'o>,
     pub migration: &'a mut Migration,
-    pub sender: PageSender,
+    pub sender: &'a mut PageSender,
     pub barriers: Barriers,
     pub tally: &'a mut Tally,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Tally {
 }
 
 impl<W: Workload> Rounds<'_, '_, W> {
-    /// Runs until the policy hands over. The workload is frozen then, and the state, the last pages and the last barrier are sent.
+    /// Runs until the policy hands over. The workload is frozen then, and the state and the last pages are sent.
     pub fn run(&mut self) -> Result<()> {
         self.settle()?;
         loop {
@@ -70,7 +70,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
             self.tell();
         }
         self.tell();
-        self.sender.barrier(LAST_BARRIER)
+        Ok(())
     }
 
     fn scan(&mut self) -> Result<()> {

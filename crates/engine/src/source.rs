@@ -9,22 +9,26 @@ use std::sync::mpsc::{channel, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use whimbrel_policy::switchover::{SourceAction, SourceEnd, SourceInput, SourceJournal, SourceSwitch};
 use whimbrel_policy::Migration;
-use whimbrel_wire::{DestinationTimes, Key, Message, MigrationId, StreamKind};
+use whimbrel_wire::{Key, Message, MigrationId, StreamKind};
 
-use crate::ask::{ask, farewell, Answer, Asking};
 use crate::contract::{Mode, Outcome, Workload};
 use crate::error::{Error, Failure, Result, Whereabouts};
-use crate::inbox::{Inbox, Taken};
+use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State};
 use crate::link::{dial, ControlLink, Cut, Event, LinkOptions};
 use crate::observer::{micros, Observer, Phase, Timeline};
-use crate::rounds::{Barriers, Rounds, Tally};
+use crate::rounds::{Barriers, Rounds, Tally, LAST_BARRIER};
 use crate::send::PageSender;
+use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 use crate::summary::Summary;
 
 /// How long the controller itself asks a destination that it lost after the offer, before it leaves that to the guardian.
 pub const ASK_FOR: Duration = Duration::from_secs(30);
+
+/// How long the destination is told where the workload is, once that is decided.
+pub(crate) const TELL_FOR: Duration = Duration::from_secs(3);
 
 /// What to move where, and how.
 #[derive(Debug)]
@@ -59,23 +63,7 @@ pub fn migrate<W: Workload>(
     options: SourceOptions,
     observer: &mut dyn Observer,
 ) -> Result<Summary, Failure> {
-    let timeline = Timeline::new(observer);
-    let (sender, events) = channel();
-    let inbox = Inbox::new(events, Arc::clone(&options.cancel));
-    let link = SourceLink {
-        control: None,
-        query: None,
-        inbox,
-        sender,
-        cut: Cut::default(),
-    };
-    let mut source = Source {
-        workload,
-        options,
-        timeline,
-        link,
-        tally: Tally::default(),
-    };
+    let mut source = Source::new(workload, options, observer);
     let result = source.run();
     source.timeline.end();
     result
@@ -85,42 +73,27 @@ struct Source<'w, 'o, W> {
     workload: &'w mut W,
     options: SourceOptions,
     timeline: Timeline<'o>,
-    link: SourceLink,
+    line: SourceLine,
+    sender: Sender<Event>,
+    cut: Cut,
     tally: Tally,
 }
 
-/// The connection to the destination.
-struct SourceLink {
-    control: Option<ControlLink>,
-    /// On which the destination answered after the control stream was lost.
-    query: Option<TcpStream>,
-    inbox: Inbox,
-    sender: Sender<Event>,
-    cut: Cut,
-}
-
-impl SourceLink {
-    fn say(&self, message: &Message) -> Result<()> {
-        match &self.control {
-            Some(control) => control.say(message),
-            None => Err(Error::Internal("nobody to talk to".into())),
+impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
+    fn new(workload: &'w mut W, options: SourceOptions, observer: &'o mut dyn Observer) -> Self {
+        let (sender, events) = channel();
+        let inbox = Inbox::new(events, Arc::clone(&options.cancel));
+        Self {
+            workload,
+            options,
+            timeline: Timeline::new(observer),
+            line: SourceLine::new(inbox),
+            sender,
+            cut: Cut::default(),
+            tally: Tally::default(),
         }
     }
 
-    /// The last word, if anybody is left to hear it.
-    fn say_last(&mut self, word: &Message) {
-        match &mut self.query {
-            Some(query) => farewell(query, word),
-            None => {
-                let _ = self.say(word);
-            }
-        }
-        self.control = None;
-        self.query = None;
-    }
-}
-
-impl<W: Workload> Source<'_, '_, W> {
     fn run(&mut self) -> Result<Summary, Failure> {
         let untouched = |error| Failure {
             error,
@@ -135,17 +108,16 @@ impl<W: Workload> Source<'_, '_, W> {
             .and_then(|()| self.connect())
             .map_err(untouched)?;
         let mut journal = self.options.journals.create(self.record()).map_err(untouched)?;
-        let bulk_bytes = match self.until_prepared(spec, &mut journal) {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(self.stay(error, journal)),
-        };
-        self.hand_over(bulk_bytes, journal)
+        let mut sender = None;
+        let sent = self.send_all(spec, &mut journal, &mut sender);
+        let error = sent.err().map(|error| self.line.inbox.explain(error));
+        self.switch_over(journal, sender, error)
     }
 
     /// Begins a phase that can still be cancelled.
     fn begin(&mut self, phase: Phase) -> Result<()> {
         self.timeline.begin(phase);
-        self.link.inbox.check()
+        self.line.inbox.check()
     }
 
     fn record(&self) -> Record {
@@ -178,24 +150,31 @@ impl<W: Workload> Source<'_, '_, W> {
             peer: self.options.destination.clone(),
             timeout: self.options.link_timeout,
             cancel: Arc::clone(&self.options.cancel),
-            cut: self.link.cut.clone(),
+            cut: self.cut.clone(),
         };
-        self.link.control = Some(ControlLink::start(stream, options, self.link.sender.clone())?);
+        self.line.control = Some(ControlLink::start(stream, options, self.sender.clone())?);
         Ok(())
     }
 
-    /// Everything that can still be taken back. Returns the bytes of the bulk stream.
-    fn until_prepared(&mut self, spec: Vec<u8>, journal: &mut Journal) -> Result<u64> {
-        let result = self.try_until_prepared(spec, journal);
-        result.map_err(|error| self.link.inbox.explain(error))
+    fn control(&self) -> Result<&ControlLink> {
+        self.line
+            .control
+            .as_ref()
+            .ok_or_else(|| Error::Internal("no control stream".into()))
     }
 
-    fn try_until_prepared(&mut self, spec: Vec<u8>, journal: &mut Journal) -> Result<u64> {
+    /// Everything up to the last page, while the workload is the source's without any doubt. The workload is frozen then.
+    fn send_all(
+        &mut self,
+        spec: Vec<u8>,
+        journal: &mut Journal,
+        sender: &mut Option<PageSender>,
+    ) -> Result<()> {
         self.begin(Phase::Prepare)?;
-        self.link.say(&Message::Spec(spec))?;
-        self.link.inbox.wait_for(&Message::SpecAccepted)?;
+        self.control()?.say(&Message::Spec(spec))?;
+        self.line.inbox.wait_for(&Message::SpecAccepted)?;
         let bulk = self.dial(StreamKind::Bulk(0))?;
-        self.link.cut.add(&bulk).map_err(|cause| Error::Socket {
+        self.cut.add(&bulk).map_err(|cause| Error::Socket {
             what: "share a connection".into(),
             cause,
         })?;
@@ -208,152 +187,98 @@ impl<W: Workload> Source<'_, '_, W> {
         };
         self.workload.begin(mode).map_err(Error::workload)?;
         journal.set_resources(self.workload.resources())?;
-        let bulk_bytes = self.send_pages(bulk, journal)?;
-        // While the destination builds the workload from its state.
-        self.begin(Phase::Hold)?;
-        journal.set_resources(self.workload.resources())?;
-        self.workload.hold().map_err(Error::workload)?;
-        journal.set_resources(self.workload.resources())?;
-        self.begin(Phase::Load)?;
-        self.link.inbox.wait_for(&Message::Prepared)?;
-        Ok(bulk_bytes)
+        let pages = PageSender::new(bulk, self.options.destination.clone());
+        self.rounds(sender.insert(pages), journal)?;
+        journal.set_resources(self.workload.resources())
     }
 
-    fn send_pages(&mut self, bulk: TcpStream, journal: &mut Journal) -> Result<u64> {
-        let Some(link) = &self.link.control else {
-            return Err(Error::Internal("no control stream".into()));
-        };
+    fn rounds(&mut self, sender: &mut PageSender, journal: &mut Journal) -> Result<()> {
+        let line = &mut self.line;
+        let link = line
+            .control
+            .as_ref()
+            .ok_or_else(|| Error::Internal("no control stream".into()))?;
         let mut rounds = Rounds {
             workload: &mut *self.workload,
             journal,
             link,
-            inbox: &mut self.link.inbox,
+            inbox: &mut line.inbox,
             timeline: &mut self.timeline,
             migration: &mut self.options.migration,
-            sender: PageSender::new(bulk, self.options.destination.clone()),
+            sender,
             barriers: Barriers::default(),
             tally: &mut self.tally,
         };
-        rounds.run()?;
-        Ok(rounds.sender.bytes())
+        rounds.run()
     }
 
-    /// Rollback. The workload comes first; the destination finds out in any case.
-    fn stay(&mut self, error: Error, journal: Journal) -> Failure {
-        let untouched = !matches!(
-            self.timeline.phase(),
-            Some(phase) if !matches!(phase, Phase::Check | Phase::Connect | Phase::Prepare)
-        );
-        let whereabouts = if untouched {
-            Whereabouts::Untouched
-        } else {
-            Whereabouts::Source
-        };
-        let released = self.workload.release(Outcome::Stays);
-        let last_word = match error {
-            Error::Fenced => Message::Stays,
-            _ => Message::Abort(error.sentence()),
-        };
-        self.link.say_last(&last_word);
-        // A rollback that failed is tried again by whoever finds the journal.
-        let settled = released.map_err(Error::workload).and_then(|()| journal.remove());
-        if let Err(second) = settled {
-            self.timeline
-                .observer
-                .warning(&format!("the rollback is not complete: {second}"));
-        }
-        Failure { error, whereabouts }
-    }
-
-    /// From here on the destination decides.
-    fn hand_over(&mut self, bulk_bytes: u64, mut journal: Journal) -> Result<Summary, Failure> {
-        self.timeline.begin(Phase::Offer);
-        if let Err(error) = self
-            .link
-            .inbox
-            .check()
-            .and_then(|()| journal.set_state(State::Offered))
-        {
-            return Err(self.stay(error, journal));
-        }
-        let answer = match self.offer() {
-            Ok(answer) => answer,
-            Err(error) => self.ask(error, &journal)?,
-        };
-        match answer {
-            Answer::Started(times) => self.moved(times, bulk_bytes, journal),
-            Answer::Fenced => Err(self.stay(Error::Fenced, journal)),
-        }
-    }
-
-    fn offer(&mut self) -> Result<Answer> {
-        self.link.say(&Message::Offer)?;
-        self.link
-            .inbox
-            .wait("an answer to the offer", |event| match event {
-                Event::Message(Message::Started(times)) => Taken::Yes(Answer::Started(times)),
-                Event::Message(Message::Fenced) => Taken::Yes(Answer::Fenced),
-                // Too late: it may run there already.
-                Event::Cancelled => Taken::Skip,
-                other => Taken::No(other),
-            })
-    }
-
-    /// The link is lost and nobody knows whether the offer arrived.
-    fn ask(&mut self, lost: Error, journal: &Journal) -> Result<Answer, Failure> {
-        self.link.control = None;
-        let name = &self.options.workload_name;
-        self.timeline.observer.warning(&format!(
-            "{lost}: {name} stays frozen while the destination is asked whether it runs there"
-        ));
-        let asking = Asking {
-            link_timeout: self.options.link_timeout,
-            until: Some(Instant::now() + self.options.ask_for),
-            cancel: &self.options.cancel,
-        };
-        let record = journal.record();
-        match ask(record, &asking) {
-            Some((answer, stream)) => {
-                self.link.query = Some(stream);
-                Ok(answer)
-            }
-            None => Err(Failure {
-                error: Error::Undecided {
-                    id: record.id,
-                    workload: name.clone(),
-                },
-                whereabouts: Whereabouts::Undecided,
-            }),
-        }
-    }
-
-    fn moved(
+    /// From here on `policy::switchover` decides, also about the way back.
+    fn switch_over(
         &mut self,
-        times: DestinationTimes,
-        bulk_bytes: u64,
-        mut journal: Journal,
+        journal: Journal,
+        sender: Option<PageSender>,
+        error: Option<Error>,
     ) -> Result<Summary, Failure> {
-        let downtime = self
-            .tally
-            .frozen
-            .map(|frozen| frozen.elapsed())
-            .unwrap_or_default();
-        self.timeline.begin(Phase::Release);
-        let at_destination = |error| Failure {
-            error,
-            whereabouts: Whereabouts::Destination,
+        let input = match &error {
+            None => SourceInput::StateSent,
+            Some(e) if e.is_lost_link() => SourceInput::LinkLost,
+            Some(_) => SourceInput::Abandon,
         };
-        journal.set_state(State::Released).map_err(at_destination)?;
-        self.workload
-            .release(Outcome::Moved)
-            .map_err(|e| at_destination(Error::workload(e)))?;
-        self.link.say_last(&Message::Released);
-        journal.remove().map_err(at_destination)?;
-        self.timeline.end();
-        Ok(self.summary(times, bulk_bytes, downtime))
+        let begun = matches!(self.timeline.phase(), Some(p) if p != Phase::Prepare);
+        let cancel = Arc::clone(&self.options.cancel);
+        let patience = Patience {
+            link_timeout: self.options.link_timeout,
+            ask_for: Some(self.options.ask_for),
+            tell_for: TELL_FOR.min(self.options.link_timeout),
+            force_here: false,
+            cancel: &cancel,
+        };
+        let (_, nothing) = channel();
+        let line = std::mem::replace(
+            &mut self.line,
+            SourceLine::new(Inbox::new(nothing, Arc::clone(&cancel))),
+        );
+        let host = Controller {
+            source: self,
+            sender,
+            moved: None,
+        };
+        let mut driver = SourceDriver::new(SourceSwitch::begin(), Some(journal), line, host, patience);
+        driver.why = error;
+        let left = match driver.switch.handle(input) {
+            Ok(()) => driver.run(),
+            Err(e) => SourceLeft::Stuck(Error::Internal(e.to_string())),
+        };
+        let state = driver.journal.as_ref().map(|j| j.record().state);
+        let (why, times, moved) = (driver.why.take(), driver.times, driver.host.moved.take());
+        let bulk_bytes = driver.host.sender.as_ref().map_or(0, PageSender::bytes);
+        drop(driver);
+        let failure = |error, whereabouts| Err(Failure { error, whereabouts });
+        match (left, moved) {
+            (SourceLeft::End(SourceEnd::Moved | SourceEnd::Conflict), Some(moved)) => {
+                self.timeline.end();
+                Ok(self.summary(times, bulk_bytes, moved))
+            }
+            (SourceLeft::Undecided, _) => {
+                let (id, workload) = (self.options.id, self.options.workload_name.clone());
+                failure(Error::Undecided { id, workload }, Whereabouts::Undecided)
+            }
+            (SourceLeft::Stuck(error), _) if state == Some(State::Released) => {
+                failure(error, Whereabouts::Destination)
+            }
+            (SourceLeft::Stuck(error), _) => failure(error, Whereabouts::Source),
+            (SourceLeft::End(_), _) => {
+                let whereabouts = if begun {
+                    Whereabouts::Source
+                } else {
+                    Whereabouts::Untouched
+                };
+                failure(why.unwrap_or(Error::Fenced), whereabouts)
+            }
+        }
     }
 
-    fn summary(&mut self, times: DestinationTimes, bulk_bytes: u64, downtime: Duration) -> Summary {
+    fn summary(&mut self, times: whimbrel_wire::DestinationTimes, bulk_bytes: u64, moved: Moved) -> Summary {
         Summary {
             id: self.options.id,
             workload: self.options.workload_name.clone(),
@@ -364,8 +289,8 @@ impl<W: Workload> Source<'_, '_, W> {
                 .migration
                 .stop_reason()
                 .map(|reason| reason.to_string()),
-            total_us: micros(self.timeline.elapsed()),
-            downtime_us: micros(downtime),
+            total_us: moved.total_us,
+            downtime_us: moved.downtime_us,
             destination_times: times,
             bulk_bytes,
             state_bytes: self.tally.state_bytes,
@@ -373,5 +298,65 @@ impl<W: Workload> Source<'_, '_, W> {
             rounds: std::mem::take(&mut self.tally.rounds),
             phases: self.timeline.times().to_vec(),
         }
+    }
+}
+
+/// When the decisive moments were.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    downtime_us: u64,
+    total_us: u64,
+}
+
+/// The controller does what the switch-over decides.
+struct Controller<'s, 'w, 'o, W> {
+    source: &'s mut Source<'w, 'o, W>,
+    sender: Option<PageSender>,
+    moved: Option<Moved>,
+}
+
+impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
+    fn before(&mut self, action: SourceAction) {
+        let source = &mut *self.source;
+        match action {
+            SourceAction::Hold => source.timeline.begin(Phase::Hold),
+            SourceAction::Listen if source.timeline.phase() == Some(Phase::Hold) => {
+                source.timeline.begin(Phase::Load)
+            }
+            SourceAction::Journal(SourceJournal::Offered) => source.timeline.begin(Phase::Offer),
+            SourceAction::Journal(SourceJournal::Released) if self.moved.is_none() => {
+                let downtime_us = source
+                    .tally
+                    .frozen
+                    .map_or(0, |frozen: Instant| micros(frozen.elapsed()));
+                self.moved = Some(Moved {
+                    downtime_us,
+                    total_us: 0,
+                });
+                source.timeline.begin(Phase::Release);
+            }
+            _ => {}
+        }
+    }
+
+    /// The last barrier goes out first: the destination builds while the source holds.
+    fn hold(&mut self) -> Result<()> {
+        if let Some(sender) = &mut self.sender {
+            sender.barrier(LAST_BARRIER)?;
+        }
+        self.source.line.inbox.check()?;
+        self.source.workload.hold().map_err(Error::workload)
+    }
+
+    fn release(&mut self, outcome: Outcome, _: &[u8]) -> Result<()> {
+        let released = self.source.workload.release(outcome).map_err(Error::workload);
+        if let Some(moved) = &mut self.moved {
+            moved.total_us = micros(self.source.timeline.elapsed());
+        }
+        released
+    }
+
+    fn warn(&mut self, sentence: &str) {
+        self.source.timeline.observer.warning(sentence);
     }
 }

@@ -4,7 +4,7 @@
 
 mod imagined;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -44,9 +44,10 @@ fn after_offer(phase: Phase) -> bool {
 fn the_source_is_killed_at_each_phase() {
     for (seed, phase) in SOURCE_PHASES.into_iter().enumerate() {
         let mut stage = Stage::new();
-        if matches!(phase, Phase::Hold | Phase::Load | Phase::Offer) {
-            // Prepared, and a source that never offers: the destination waits a while for a question.
-            stage.answer_for = Duration::from_millis(200);
+        if !after_offer(phase) {
+            // The destination may have gone home; the guardian does not tell it for long.
+            stage.answer_for = Duration::from_millis(300);
+            stage.link_timeout = Duration::from_secs(1);
         }
         let receiver = receive(&stage, (), None);
         let source = spawn_source(&stage, seed as u64, at(phase, kill_me), |_| {});
@@ -85,13 +86,9 @@ fn the_destination_is_killed_at_each_phase() {
         let source = spawn_source(&stage, seed as u64, (), |_| {});
         assert!(receiver.join().is_err(), "{phase}: not killed");
         destination_died(&stage.world);
-        let done = AtomicBool::new(false);
         let (settled, moved) = thread::scope(|scope| {
-            let guardian = scope.spawn(|| stage.guardian(Role::Destination, &done).unwrap());
-            let moved = source.join().unwrap();
-            // A source that stays has nothing to ask.
-            done.store(true, Ordering::Relaxed);
-            (guardian.join().unwrap(), moved)
+            let guardian = scope.spawn(|| stage.guardian(Role::Destination, &NEVER).unwrap());
+            (guardian.join().unwrap(), source.join().unwrap())
         });
         if matches!(phase, Phase::Start | Phase::Settle) {
             assert!(matches!(settled, Settled::Started { .. }), "{phase}: {settled:?}");
@@ -293,7 +290,8 @@ fn the_operator_may_take_it_back_by_force() {
 
 #[test]
 fn both_controllers_are_killed_after_the_commit() {
-    let stage = Stage::new();
+    let mut stage = Stage::new();
+    stage.link_timeout = Duration::from_secs(1);
     let receiver = receive(&stage, at(Phase::Start, kill_me), None);
     let source = spawn_source(&stage, 3, (), |o| o.ask_for = Duration::ZERO);
     assert!(receiver.join().is_err());

@@ -92,6 +92,8 @@ pub enum Message {
     Undecided,
     /// Either: it failed here, for this reason; before the offer only.
     Abort(Sentence),
+    /// Destination: I have forgotten the migration, as you said I may.
+    Forgotten,
     // The two below travel in frames of their own kind. They must stay last: serde does not count skipped variants
     // when it reads, but does when it writes. New messages go before them, never between others.
     /// Source: this wants to come to you.
@@ -121,6 +123,7 @@ impl Message {
             Message::Query => "Query",
             Message::Undecided => "Undecided",
             Message::Abort(_) => "Abort",
+            Message::Forgotten => "Forgotten",
         }
     }
 }
@@ -350,6 +353,7 @@ mod tests {
             Message::Query,
             Message::Undecided,
             Message::Abort(empty()),
+            Message::Forgotten,
         ];
         for (number, message) in messages.into_iter().enumerate() {
             let mut bytes = Vec::new();

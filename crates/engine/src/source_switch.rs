@@ -1,0 +1,430 @@
+//! The source's end of the switch-over, carried out: drives [`SourceSwitch`] for the controller, for the guardian, and for the next
+//! command alike. What is decided stands in `policy::switchover`; here it is done.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use whimbrel_policy::switchover::{
+    Message as Word, Outcome as Decided, SourceAction, SourceEnd, SourceInput, SourceJournal, SourceSwitch,
+};
+use whimbrel_wire::{write_message, DestinationTimes, Message, StreamKind};
+
+use crate::contract::Outcome;
+use crate::error::{Error, Result};
+use crate::inbox::{end_of, Inbox};
+use crate::journal::{Journal, State};
+use crate::link::{dial, hear, ControlLink, Event};
+
+/// How long a destination that lives may take for an answer: it may have to build a large workload.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
+/// Attempts at a step on this host (journal, release) before it is left to the next command.
+const ATTEMPTS_MAX: u32 = 5;
+/// Pauses are slept in steps of this, so that a cancel is noticed.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Who does what concerns the workload.
+pub(crate) trait SourceHost {
+    /// An action is about to be carried out.
+    fn before(&mut self, _action: SourceAction) {}
+    /// Makes the freeze outlive this process.
+    fn hold(&mut self) -> Result<()>;
+    /// Ends the copy, or lets it run.
+    fn release(&mut self, outcome: Outcome, resources: &[u8]) -> Result<()>;
+    /// Something that the user should know.
+    fn warn(&mut self, _sentence: &str) {}
+}
+
+/// How long things may take that depend on the destination.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience<'a> {
+    /// For each attempt to reach it.
+    pub link_timeout: Duration,
+    /// Undecided: how long it is asked; for ever if it is not said.
+    pub ask_for: Option<Duration>,
+    /// Decided: how long it is told.
+    pub tell_for: Duration,
+    /// Undecided: the operator knows that it does not run there.
+    pub force_here: bool,
+    /// Undecided: set when the asking shall end.
+    pub cancel: &'a AtomicBool,
+}
+
+/// The connection to the destination: the control stream, or after its loss a question.
+#[derive(Debug)]
+pub(crate) struct SourceLine {
+    pub control: Option<ControlLink>,
+    pub inbox: Inbox,
+    query: Option<TcpStream>,
+}
+
+impl SourceLine {
+    pub fn new(inbox: Inbox) -> Self {
+        Self {
+            control: None,
+            inbox,
+            query: None,
+        }
+    }
+
+    fn send(&mut self, message: &Message) -> Result<()> {
+        match (&mut self.query, &self.control) {
+            (Some(query), _) => write_message(query, message).map_err(|cause| lost("the destination", cause)),
+            (None, Some(control)) => control.say(message),
+            (None, None) => Err(lost("the destination", whimbrel_wire::Error::Closed)),
+        }
+    }
+
+    fn close(&mut self) {
+        self.control = None;
+        self.query = None;
+    }
+}
+
+fn lost(peer: &str, cause: whimbrel_wire::Error) -> Error {
+    Error::Link {
+        peer: peer.to_owned(),
+        cause,
+    }
+}
+
+/// How the driving ended.
+#[derive(Debug)]
+pub(crate) enum SourceLeft {
+    /// Settled.
+    End(SourceEnd),
+    /// Still frozen, and nobody has answered within the time. The journal is left.
+    Undecided,
+    /// A step on this host failed again and again. The journal is left.
+    Stuck(Error),
+}
+
+/// Drives the machine.
+pub(crate) struct SourceDriver<'a, H> {
+    pub switch: SourceSwitch,
+    pub journal: Option<Journal>,
+    pub line: SourceLine,
+    pub host: H,
+    pub patience: Patience<'a>,
+    /// Why it stays, or why the link was lost: the first reason counts.
+    pub why: Option<Error>,
+    /// What the destination said when it had started it.
+    pub times: DestinationTimes,
+    failures: u32,
+    asking_since: Option<Instant>,
+    settled_since: Option<Instant>,
+}
+
+impl<'a, H: SourceHost> SourceDriver<'a, H> {
+    pub fn new(
+        switch: SourceSwitch,
+        journal: Option<Journal>,
+        line: SourceLine,
+        host: H,
+        patience: Patience<'a>,
+    ) -> Self {
+        Self {
+            switch,
+            journal,
+            line,
+            host,
+            patience,
+            why: None,
+            times: DestinationTimes::default(),
+            failures: 0,
+            asking_since: None,
+            settled_since: None,
+        }
+    }
+
+    /// Goes on until it is settled, or cannot be now.
+    pub fn run(&mut self) -> SourceLeft {
+        loop {
+            if let Err(error) = self.hurry() {
+                return SourceLeft::Stuck(error);
+            }
+            if self.is_asked_enough() {
+                return SourceLeft::Undecided;
+            }
+            let action = self.switch.poll();
+            if let SourceAction::End(end) = action {
+                return SourceLeft::End(end);
+            }
+            self.host.before(action);
+            let input = self.carry_out(action);
+            if self.failures >= ATTEMPTS_MAX {
+                return SourceLeft::Stuck(self.why.take().unwrap_or(Error::Fenced));
+            }
+            if let Err(e) = self.switch.handle(input) {
+                return SourceLeft::Stuck(Error::Internal(e.to_string()));
+            }
+        }
+    }
+
+    /// The operator's word, and the end of patience with a destination that does not forget.
+    fn hurry(&mut self) -> Result<()> {
+        let internal = |e: whimbrel_policy::switchover::Unexpected| Error::Internal(e.to_string());
+        if self.patience.force_here && self.switch.is_undecided() {
+            self.switch.handle(SourceInput::ForceHere).map_err(internal)?;
+        }
+        if self.switch.is_settled() {
+            let since = *self.settled_since.get_or_insert_with(Instant::now);
+            // A destination that gave up by itself has nothing that it could forget.
+            let gone = matches!(self.why, Some(Error::Aborted(_) | Error::Refused(_)));
+            if gone || since.elapsed() > self.patience.tell_for {
+                self.switch.handle(SourceInput::GiveUp).map_err(internal)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_asked_enough(&self) -> bool {
+        let Some(since) = self.asking_since.filter(|_| self.switch.is_undecided()) else {
+            return false;
+        };
+        let over = self.patience.ask_for.is_some_and(|time| since.elapsed() >= time);
+        over || self.patience.cancel.load(Ordering::Relaxed)
+    }
+
+    fn carry_out(&mut self, action: SourceAction) -> SourceInput {
+        match action {
+            SourceAction::Listen => self.listen(),
+            SourceAction::Hold => {
+                let held = self.host.hold();
+                self.answer(held)
+            }
+            SourceAction::Journal(state) => {
+                let written = self.write(state);
+                self.answer_here(written)
+            }
+            SourceAction::Send(word) => self.say(word),
+            SourceAction::Connect => self.connect(),
+            SourceAction::Release(decided) => {
+                let released = self.release(decided);
+                self.answer_here(released)
+            }
+            SourceAction::RemoveJournal => {
+                let removed = self.journal.as_ref().map_or(Ok(()), Journal::remove);
+                self.answer_here(removed)
+            }
+            SourceAction::Pause(pause) => self.pause(pause),
+            SourceAction::End(_) => SourceInput::Done,
+        }
+    }
+
+    fn answer(&mut self, result: Result<()>) -> SourceInput {
+        match result {
+            Ok(()) => SourceInput::Done,
+            Err(error) => {
+                self.why.get_or_insert(error);
+                SourceInput::Failed
+            }
+        }
+    }
+
+    /// A step that only this host can get wrong: it is tried again, but not for ever.
+    fn answer_here(&mut self, result: Result<()>) -> SourceInput {
+        match result {
+            Ok(()) => {
+                self.failures = 0;
+                SourceInput::Done
+            }
+            Err(error) => {
+                self.failures += 1;
+                if self.failures == 1 {
+                    self.host.warn(&error.to_string());
+                }
+                if self.failures >= ATTEMPTS_MAX {
+                    self.why = Some(error);
+                }
+                SourceInput::Failed
+            }
+        }
+    }
+
+    fn write(&mut self, state: SourceJournal) -> Result<()> {
+        match &mut self.journal {
+            Some(journal) => journal.set_state(state.into()),
+            None => Err(Error::Internal("no journal to write".into())),
+        }
+    }
+
+    fn release(&mut self, decided: Decided) -> Result<()> {
+        let resources = self
+            .journal
+            .as_ref()
+            .map(|j| j.record().resources.clone())
+            .unwrap_or_default();
+        let outcome = match decided {
+            Decided::Moved => Outcome::Moved,
+            Decided::Stays => Outcome::Stays,
+        };
+        self.host.release(outcome, &resources)
+    }
+
+    fn say(&mut self, word: Word) -> SourceInput {
+        let message = match (word, &self.why) {
+            // On the control stream the destination hears why. To it that is the same word.
+            (Word::Stays, Some(error)) if self.line.query.is_none() && !matches!(error, Error::Fenced) => {
+                Message::Abort(error.sentence())
+            }
+            (word, _) => to_wire(word, self.times),
+        };
+        let sent = self.line.send(&message);
+        if sent.is_err() {
+            self.line.close();
+        }
+        self.answer(sent)
+    }
+
+    fn connect(&mut self) -> SourceInput {
+        self.line.close();
+        if self.asking_since.is_none() && self.switch.is_undecided() {
+            self.asking_since = Some(Instant::now());
+            if let Some(why) = &self.why {
+                self.host.warn(&format!(
+                    "{why}: it stays frozen while the destination is asked whether it runs there"
+                ));
+            }
+        }
+        let Some(record) = self.journal.as_ref().map(Journal::record) else {
+            return SourceInput::Failed;
+        };
+        match dial(
+            &record.peer,
+            &record.key,
+            record.id,
+            StreamKind::Query,
+            self.patience.link_timeout,
+        ) {
+            Ok(stream) => {
+                self.line.query = Some(stream);
+                SourceInput::Done
+            }
+            Err(_) => SourceInput::Failed,
+        }
+    }
+
+    fn listen(&mut self) -> SourceInput {
+        if let Some(query) = &self.line.query {
+            let heard = hear(query, self.patience.link_timeout);
+            return match heard.ok().and_then(|message| self.understand(message)) {
+                Some(input) => input,
+                None => {
+                    self.line.close();
+                    SourceInput::LinkLost
+                }
+            };
+        }
+        if self.line.control.is_none() {
+            return SourceInput::LinkLost;
+        }
+        // Not only by its event: a word of the destination may have come just before.
+        let open = !self.switch.is_undecided() && !self.switch.is_settled();
+        if open && self.line.inbox.is_cancelled() {
+            self.why.get_or_insert(Error::Cancelled);
+            return SourceInput::Abandon;
+        }
+        loop {
+            match self.line.inbox.next_event(Instant::now() + ANSWER_MAX) {
+                Some(Event::Message(Message::Ping | Message::BarrierAck { .. })) => {}
+                Some(Event::Message(message)) => {
+                    return self.understand(message).unwrap_or(SourceInput::Abandon)
+                }
+                Some(Event::Cancelled) if self.switch.is_undecided() => {}
+                Some(Event::Cancelled) => {
+                    self.why.get_or_insert(Error::Cancelled);
+                    return SourceInput::Abandon;
+                }
+                Some(event) => return self.lose(end_of(event)),
+                None => {
+                    return self.lose(Error::Late {
+                        expected: "an answer",
+                        waited: ANSWER_MAX,
+                    })
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, error: Error) -> SourceInput {
+        self.why.get_or_insert(error);
+        self.line.close();
+        SourceInput::LinkLost
+    }
+
+    /// `None` for what has no place in a switch-over.
+    fn understand(&mut self, message: Message) -> Option<SourceInput> {
+        let word = match message {
+            Message::Prepared => Word::Prepared,
+            Message::Started(times) => {
+                self.times = times;
+                Word::Started
+            }
+            Message::Fenced => {
+                self.why.get_or_insert(Error::Fenced);
+                Word::Fenced
+            }
+            Message::Undecided => Word::Undecided,
+            Message::Forgotten => Word::Forgotten,
+            Message::Abort(sentence) => {
+                self.why.get_or_insert(Error::Aborted(sentence));
+                return Some(SourceInput::Abandon);
+            }
+            other => {
+                self.why
+                    .get_or_insert(Error::unexpected(&other, "a word of the switch-over"));
+                return None;
+            }
+        };
+        Some(SourceInput::Message(word))
+    }
+
+    fn pause(&mut self, pause: Duration) -> SourceInput {
+        let until = Instant::now() + pause;
+        let undecided = self.switch.is_undecided();
+        while Instant::now() < until && !(undecided && self.patience.cancel.load(Ordering::Relaxed)) {
+            thread::sleep(STEP.min(until.saturating_duration_since(Instant::now())));
+        }
+        SourceInput::Done
+    }
+}
+
+pub(crate) fn to_wire(word: Word, times: DestinationTimes) -> Message {
+    match word {
+        Word::Prepared => Message::Prepared,
+        Word::Offer => Message::Offer,
+        Word::Query => Message::Query,
+        Word::Started => Message::Started(times),
+        Word::Fenced => Message::Fenced,
+        Word::Undecided => Message::Undecided,
+        Word::Released => Message::Released,
+        Word::Stays => Message::Stays,
+        Word::Forgotten => Message::Forgotten,
+    }
+}
+
+impl From<SourceJournal> for State {
+    fn from(journal: SourceJournal) -> Self {
+        match journal {
+            SourceJournal::Active => State::Active,
+            SourceJournal::Offered => State::Offered,
+            SourceJournal::Released => State::Released,
+            SourceJournal::Stayed => State::Stayed,
+        }
+    }
+}
+
+impl State {
+    /// What it means at the source; `None` for a state that only a destination has.
+    pub(crate) fn at_source(self) -> Option<SourceJournal> {
+        match self {
+            State::Active => Some(SourceJournal::Active),
+            State::Offered => Some(SourceJournal::Offered),
+            State::Released => Some(SourceJournal::Released),
+            State::Stayed => Some(SourceJournal::Stayed),
+            State::Prepared | State::Started | State::Fenced => None,
+        }
+    }
+}
