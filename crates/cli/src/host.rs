@@ -71,6 +71,9 @@ pub fn told(record: &Record, result: &whimbrel_engine::Result<Settled>) -> Optio
         Ok(Settled::Nothing | Settled::Started { .. }) => return None,
         Ok(Settled::Stays) => format!("the migration of {name} to {peer} was interrupted; it runs on here"),
         Ok(Settled::Moved) => format!("the migration of {name} to {peer} was interrupted; it runs there, and its copy here is gone"),
+        Ok(Settled::Conflict) => format!(
+            "{name} was taken back by force, but {peer} says that it runs there, too: end one of the two"
+        ),
         Ok(Settled::Discarded) => format!("the migration of {name} from {peer} was interrupted; nothing of it is left here"),
         Ok(Settled::Undecided) => format!(
             "{name} is frozen until {peer} says whether it runs there; ask again with `whimbrel resume {id}`, or \
