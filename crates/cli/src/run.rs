@@ -1,9 +1,8 @@
 //! `whimbrel run`: starts a workload in a container.
 
-use anyhow::{anyhow, Context};
+use anyhow::Context;
 use whimbrel_process::container::{
-    self, Address, Command, Container, ContainerSpec, Entry, Exit, NetworkSpec, Options, Plan, Registry,
-    Route,
+    self, Address, Command, Container, ContainerSpec, NetworkSpec, Options, Plan, Route,
 };
 
 use crate::args::RunArgs;
@@ -37,7 +36,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
             println!("{} {pid}", spec.name);
             Ok(())
         }
-        Err(error) => Err(explain(error, &container, &options.registry)),
+        Err(error) => match container::end(container.resources()) {
+            Ok(()) => Err(error),
+            Err(e) => Err(error.context(e.to_string())),
+        },
     }
 }
 
@@ -70,28 +72,8 @@ fn start(container: &mut Container, args: &RunArgs) -> anyhow::Result<i32> {
         directory: std::env::current_dir().context("cannot find the working directory")?,
     };
     let started = container.run(&command)?;
-    container.survive()?;
+    // Once init survives us it reaps, and a command that ends at once has no number any more.
     container.note_running(started.pid)?;
+    container.survive()?;
     Ok(started.pid)
-}
-
-/// A command that ended at once has left its reason in the log; one that never began leaves nothing.
-fn explain(error: anyhow::Error, container: &Container, registry: &Registry) -> anyhow::Error {
-    let name = &container.spec().name;
-    let entry = registry.get(name).ok().flatten();
-    match entry.and_then(|entry: Entry| entry.exit) {
-        Some(exit) => anyhow!("the command {}; its output: whimbrel logs {name}", ended(exit)),
-        None => match container::end(container.resources()) {
-            Ok(()) => error,
-            Err(e) => error.context(e.to_string()),
-        },
-    }
-}
-
-/// How a workload ended, as the end of a sentence.
-pub fn ended(exit: Exit) -> String {
-    match exit {
-        Exit::Exited(code) => format!("ended with exit code {code}"),
-        Exit::Killed(signal) => format!("was ended by signal {signal}"),
-    }
 }
