@@ -1,6 +1,6 @@
 //! File descriptors: what is behind them, and how to make others that behave the same.
 //!
-//! Pipes, eventfd(2), timerfd_create(2), signalfd(2), kcmp(2), fcntl(2). Everything works on descriptors of the calling
+//! Pipes, timers, kcmp(2), fcntl(2). Everything works on descriptors of the calling
 //! process; those of another one are fetched with pidfd_getfd(2) (see `pidfd`).
 
 use std::ffi::CString;
@@ -8,11 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::error::{Error, Result};
 
-/// `TFD_IOC_SET_TICKS`, `_IOW('T', 0, u64)` in linux/timerfd.h.
-const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
-const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
-const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
 const KCMP_FILE: i32 = 0;
 const KCMP_EPOLL_TFD: i32 = 7;
@@ -126,19 +122,6 @@ pub fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
         id: pair[1],
         signal,
     })
-}
-
-/// Sets the owner of a file; the id is looked up in the PID namespace of the caller.
-pub fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> Result<()> {
-    let pair = [owner.kind, owner.id];
-    let what = || format!("set the owner of descriptor {}", fd.as_raw_fd());
-    // SAFETY: F_SETOWN_EX reads a `struct f_owner_ex`, two ints.
-    let result = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, pair.as_ptr()) };
-    check(result.into(), what)?;
-    // SAFETY: F_SETSIG takes no pointer.
-    let result = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, owner.signal) };
-    check(result.into(), what)?;
-    Ok(())
 }
 
 /// Opens `path` with exactly these flags; never creates, truncates or becomes the controlling terminal.
@@ -333,68 +316,20 @@ pub fn write_all(fd: BorrowedFd<'_>, data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// eventfd(2).
-pub fn event(count: u64, semaphore: bool) -> Result<OwnedFd> {
-    let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
-    // SAFETY: eventfd takes no pointer.
-    let fd = own(unsafe { libc::eventfd(0, flags) }.into(), || {
-        "make an eventfd".to_string()
-    })?;
-    if count > 0 {
-        write_all(borrow(&fd), &count.to_ne_bytes())?;
-    }
-    Ok(fd)
-}
-
-/// signalfd(2) with a mask where bit `n - 1` is signal `n`.
-pub fn signal(mask: u64) -> Result<OwnedFd> {
-    // SAFETY: the kernel reads 8 bytes of the mask.
-    let result = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &mask as *const u64, 8, libc::SFD_CLOEXEC) };
-    own(result, || format!("make a signalfd for {mask:#x}"))
-}
-
-/// A timerfd: when it expires next and what it has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimerSetting {
-    /// `CLOCK_*`.
-    pub clock: i32,
-    /// Expirations not read yet.
-    pub ticks: u64,
-    /// Nanoseconds, 0 for none.
-    pub interval_ns: u64,
-    /// Nanoseconds until the next expiry, 0 when disarmed.
-    pub remaining_ns: u64,
-}
-
-/// Makes a timerfd. `deadline` makes it absolute on its clock (nanoseconds; flags of timerfd_settime(2)), for programs that asked
-/// to be told when the clock is set.
-pub fn timer(setting: TimerSetting, absolute: Option<(u64, i32)>) -> Result<OwnedFd> {
-    // SAFETY: timerfd_create takes no pointer.
-    let result = unsafe { libc::timerfd_create(setting.clock, libc::TFD_CLOEXEC) };
-    let fd = own(result.into(), || {
-        format!("make a timerfd on clock {}", setting.clock)
-    })?;
-    let (value_ns, flags) = absolute.unwrap_or((setting.remaining_ns, 0));
-    let spec = libc::itimerspec {
-        it_interval: timespec(setting.interval_ns),
-        it_value: timespec(value_ns),
+/// Interval and time until the next expiry of a timerfd, in nanoseconds (timerfd_gettime(2)). A periodic one that has expired and was not
+/// read stands still in the kernel until it is asked this: it goes on afterwards, and its ticks are up to date.
+pub fn timer(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
+    // SAFETY: itimerspec is plain data for which zeros are valid.
+    let mut spec: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one itimerspec.
+    let result = unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &mut spec) };
+    check(result.into(), || format!("read timerfd {}", fd.as_raw_fd()))?;
+    let ns = |time: libc::timespec| {
+        (time.tv_sec as u64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(time.tv_nsec as u64)
     };
-    // SAFETY: the kernel reads one itimerspec; the old one is not asked for.
-    let result = unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &spec, std::ptr::null_mut()) };
-    check(result.into(), || "arm a timerfd".to_string())?;
-    if setting.ticks > 0 {
-        // SAFETY: TFD_IOC_SET_TICKS reads one u64.
-        let result = unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &setting.ticks) };
-        check(result.into(), || "set the ticks of a timerfd".to_string())?;
-    }
-    Ok(fd)
-}
-
-fn timespec(ns: u64) -> libc::timespec {
-    libc::timespec {
-        tv_sec: (ns / 1_000_000_000) as i64,
-        tv_nsec: (ns % 1_000_000_000) as i64,
-    }
+    Ok((ns(spec.it_interval), ns(spec.it_value)))
 }
 
 /// Sends `fds` over a unix socket (`SCM_RIGHTS`, at most 253) with one byte of data.
@@ -489,22 +424,9 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_keeps_its_ticks_and_its_remaining_time() {
-        let setting = TimerSetting {
-            clock: libc::CLOCK_MONOTONIC,
-            ticks: 7,
-            interval_ns: 0,
-            remaining_ns: 3_600_000_000_000,
-        };
-        let fd = timer(setting, None).unwrap();
-        let ticks = read(fd.as_fd(), 8).unwrap();
-        assert_eq!(ticks, 7u64.to_ne_bytes());
-    }
-
-    #[test]
     fn descriptors_travel_over_a_unix_socket() {
         let (a, b) = crate::socket::pair(libc::SOCK_DGRAM).unwrap();
-        let event = event(5, false).unwrap();
+        let (event, _) = pipe(0).unwrap();
         send_descriptors(a.as_fd(), &[event.as_fd(), event.as_fd()]).unwrap();
         assert_eq!(read(b.as_fd(), 10).unwrap(), [0]);
         assert!(send_descriptors(a.as_fd(), &[]).is_err());

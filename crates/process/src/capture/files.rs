@@ -15,6 +15,9 @@ use crate::state::{
     Descriptor, FileId, FileKind, FileOwner, OpenFile, Pipe, Registration, SocketDetail, TimerFile,
 };
 
+/// A timer that expires more often than we can read it is off by a tick.
+const TIMER_READINGS_MAX: u32 = 10;
+
 /// What the capture of files needs to know about the process.
 pub(crate) struct Scope<'a> {
     /// PID as we see it.
@@ -141,7 +144,7 @@ fn fetch(pid: i32, process: BorrowedFd<'_>, listed: Vec<Listed>) -> Result<Vec<F
     for listed in listed {
         let class = descriptors::classify(pid, &listed, || FileFacts::read(pid, listed.fd))?;
         let asks_owner = listed.info.flags & libc::O_ASYNC != 0;
-        let needed = asks_owner || matches!(class, Class::Pipe(_) | Class::Socket(_));
+        let needed = asks_owner || matches!(class, Class::Pipe(_) | Class::Socket(_) | Class::Timer);
         let duplicate = if needed {
             Some(pidfd::getfd(process, listed.fd)?)
         } else {
@@ -213,11 +216,26 @@ pub(crate) fn file_id(pid: i32, fd: i32) -> Result<FileId> {
 /// Reads a timerfd again, together with the clock: the first reading is too old to be exact.
 fn timer(pid: i32, file: &Found) -> Result<(TimerFile, u64)> {
     let fd = file.listed.fd;
-    let text = proc::descriptor_info(pid, fd)?;
-    let read_at = super::monotonic_ns()?;
-    let timer = descriptors::FdInfo::parse(text).and_then(|info| info.timer());
-    let timer = timer.ok_or_else(|| Error::Odd(format!("/proc/{pid}/fdinfo/{fd} cannot be understood")))?;
-    Ok((timer, read_at))
+    let odd = || Error::Odd(format!("/proc/{pid}/fdinfo/{fd} cannot be understood"));
+    for reading in 1.. {
+        let (interval_ns, remaining_ns) = kfd::timer(file.fd()?)?;
+        let read_at = super::monotonic_ns()?;
+        let info = descriptors::FdInfo::parse(proc::descriptor_info(pid, fd)?).ok_or_else(odd)?;
+        let timer = info.timer().ok_or_else(odd)?;
+        // it expired between both readings: its tick would be counted twice
+        let torn = timer.remaining_ns == 0 && remaining_ns > 0;
+        if !torn || reading == TIMER_READINGS_MAX {
+            return Ok((
+                TimerFile {
+                    interval_ns,
+                    remaining_ns,
+                    ..timer
+                },
+                read_at,
+            ));
+        }
+    }
+    Err(odd())
 }
 
 fn owner(scope: &Scope<'_>, file: &Found) -> Result<Option<FileOwner>> {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use whimbrel_kernel::error;
 use whimbrel_kernel::fd as kfd;
 use whimbrel_kernel::remote::Remote;
 use whimbrel_kernel::{namespace, pidfd};
@@ -23,6 +24,8 @@ const F_SETOWN_EX: u64 = 15;
 const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
 /// What `F_SETFL` can change (fcntl(2)).
 const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+/// What a pipe is opened again with.
+const PIPE_FLAGS: i32 = libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT;
 /// `struct cmsghdr` and the descriptors behind it.
 const CONTROL_HEADER_BYTES: usize = 16;
 
@@ -74,22 +77,34 @@ fn check_indices(state: &State, process: &ProcessState) -> Result<()> {
     Ok(())
 }
 
-/// Pipes with their contents; every end is opened again, so that it has its own flags.
+/// Pipes with their contents.
 fn pipes(state: &State) -> Result<Vec<Made>> {
     let mut made = Vec::new();
     for (number, pipe) in state.pipes.iter().enumerate() {
         let (out, input) = make_pipe(pipe)?;
+        let mut unused = [Some(out.try_clone()), Some(input.try_clone())];
         for (index, file) in state.files.iter().enumerate() {
             if !matches!(file.kind, FileKind::Pipe { pipe } if pipe as usize == number) {
                 continue;
             }
-            let end = if file.flags & libc::O_ACCMODE == libc::O_RDONLY {
-                &out
+            let reads = file.flags & libc::O_ACCMODE == libc::O_RDONLY;
+            let writes = file.flags & libc::O_ACCMODE == libc::O_WRONLY;
+            let [reader, writer] = &mut unused;
+            // every end after the first one was opened by its path in /proc, and so is ours
+            let end = if reads {
+                reader.take()
             } else {
-                &input
+                writer.take_if(|_| writes)
             };
-            let flags = file.flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT);
-            made.push((index, reopen(end.as_fd(), flags)?));
+            let fd = match end {
+                Some(end) => end.map_err(|source| error::Error::call("duplicate a pipe", source))?,
+                None => reopen(
+                    if reads { out.as_fd() } else { input.as_fd() },
+                    file.flags & PIPE_FLAGS,
+                )?,
+            };
+            kfd::set_status_flags(fd.as_fd(), file.flags & SETTABLE)?;
+            made.push((index, fd));
         }
     }
     Ok(made)

@@ -48,21 +48,28 @@ pub(super) fn build(leader: &mut Remote, process: &ProcessState, read_at: Clocks
         calls = run_if_full(calls, leader)?;
     }
     for (which, (interval_us, value_us)) in (0u64..).zip(process.timers.interval) {
-        if value_us == 0 {
-            continue;
-        }
         // only ITIMER_REAL goes on while the process stands still
-        let value_us = if which == 0 {
-            aged(value_us, age_ns / 1000)
-        } else {
-            value_us
-        };
-        const US: u64 = 1_000_000;
-        let address = calls.words(&[interval_us / US, interval_us % US, value_us / US, value_us % US]);
-        calls.call("setitimer", libc::SYS_setitimer, &[which, address, 0]);
+        let elapsed_us = if which == 0 { age_ns / 1000 } else { 0 };
+        let value_us = next_expiry(interval_us, aged(value_us, elapsed_us));
+        if value_us > 0 {
+            const US: u64 = 1_000_000;
+            let setting = [interval_us / US, interval_us % US, value_us / US, value_us % US];
+            let address = calls.words(&setting);
+            calls.call("setitimer", libc::SYS_setitimer, &[which, address, 0]);
+        }
     }
     calls.run(leader)?;
     Ok(())
+}
+
+/// A periodic ITIMER_REAL whose signal has not been delivered yet stands still, with an interval and no value; the kernel would
+/// start it again at the delivery. Here it goes on at once, and its signal waits among the pending ones.
+fn next_expiry(interval_us: u64, value_us: u64) -> u64 {
+    if value_us == 0 {
+        interval_us
+    } else {
+        value_us
+    }
 }
 
 fn create(leader: &mut Remote, timers: &[PosixTimer]) -> Result<()> {

@@ -15,7 +15,7 @@ use whimbrel_kernel::maps::{self, Vma};
 use whimbrel_kernel::memory::MemFile;
 use whimbrel_kernel::pagemap::{Pagemap, ScanArgs};
 use whimbrel_kernel::remote::{find_gadget, find_syscall, Remote, SCRATCH_BYTES};
-use whimbrel_kernel::{memory, namespace, ptrace};
+use whimbrel_kernel::{memory, namespace, pidfd, ptrace};
 use whimbrel_process::state::FileId;
 
 /// Whoever runs the tests may have pipes open that programs inherit.
@@ -81,15 +81,6 @@ impl Program {
         assert_eq!(self.lines().into_iter().find(|line| line.contains("BAD")), None);
     }
 
-    /// Ends the program whose tracer we are: its parent hears of it when the tracer has seen every thread end.
-    pub fn kill_traced(&mut self, stopped: &ptrace::Stopped) {
-        let _ = self.child.kill();
-        for tid in stopped.tids().iter().skip(1) {
-            while !matches!(ptrace::wait(*tid), Ok(ptrace::Stop::Gone(_)) | Err(_)) {}
-        }
-        let _ = self.child.wait();
-    }
-
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -106,6 +97,7 @@ impl Drop for Program {
 /// A stub, with its init, both children of this process. Belongs to the thread that made it (its tracer).
 pub struct Destination {
     pub init: i32,
+    pub stopped: Option<ptrace::Stopped>,
     pub remote: Remote,
     pub last_gadget: u64,
     pub objects: HashMap<FileId, File>,
@@ -126,22 +118,18 @@ fn thread_id() -> i32 {
 }
 
 impl Destination {
-    /// Makes a process `pid` in a new PID namespace. The calling thread cannot make threads afterwards.
+    /// Makes a process `pid` in a new PID namespace.
     pub fn new(pid: i32) -> Destination {
-        let before = children();
-        namespace::unshare(namespace::Kinds::PID).unwrap();
-        namespace::spawn_idle(1).unwrap();
-        let init = new_child(&before);
-        let before = children();
-        namespace::spawn_idle(pid).unwrap();
-        let stub = new_child(&before);
-        ptrace::seize(stub, ptrace::OPTION_EXITKILL).unwrap();
-        ptrace::interrupt(stub).unwrap();
-        assert!(matches!(ptrace::wait(stub).unwrap(), ptrace::Stop::Event { .. }));
+        // a thread whose children go elsewhere cannot make threads any more
+        let (init, stub) = std::thread::spawn(move || spawn_in_new_namespace(pid))
+            .join()
+            .unwrap();
+        let stopped = ptrace::Stopped::stop_leader(stub).unwrap();
         let gadget = find_gadget(stub, &maps::read(stub).unwrap()).unwrap();
         let remote = Remote::new(stub, stub, gadget).unwrap();
         Destination {
             init,
+            stopped: Some(stopped),
             remote,
             last_gadget: gadget,
             objects: HashMap::new(),
@@ -150,6 +138,11 @@ impl Destination {
 
     pub fn pid(&self) -> i32 {
         self.remote.pid()
+    }
+
+    /// Lets it run.
+    pub fn let_go(&mut self) {
+        self.stopped.take().unwrap().detach();
     }
 
     /// Empties the stub and gives it the mappings and the memory of the stopped process `source`.
@@ -211,7 +204,11 @@ impl Destination {
                 device: vma.dev,
                 inode: vma.inode,
             };
-            let object = self.objects.entry(id).or_insert_with(|| copy_object(source, vma));
+            if !self.objects.contains_key(&id) {
+                let copy = self.copy_object(source, vma);
+                self.objects.insert(id, copy);
+            }
+            let object = &self.objects[&id];
             Some(format!("/proc/{}/fd/{}", std::process::id(), object.as_raw_fd()))
         } else {
             (vma.inode != 0).then(|| vma.path.clone())
@@ -235,6 +232,23 @@ impl Destination {
         if fd != u64::MAX {
             self.remote.call("close", libc::SYS_close, &[fd]).unwrap();
         }
+    }
+
+    /// A memory object of ours with the content of the one that `vma` maps.
+    fn copy_object(&mut self, source: i32, vma: &Vma) -> File {
+        let original = File::open(format!("/proc/{source}/map_files/{:x}-{:x}", vma.start, vma.end)).unwrap();
+        let (address, _) = self.remote.scratch().unwrap();
+        memory::write(self.pid(), address, b"copy\0").unwrap();
+        let fd = self
+            .remote
+            .call("memfd_create", libc::SYS_memfd_create, &[address, 3])
+            .unwrap();
+        let stub = pidfd::open(self.pid()).unwrap();
+        let copy = File::from(pidfd::getfd(stub.as_fd(), fd as i32).unwrap());
+        let mut bytes = vec![0; original.metadata().unwrap().len() as usize];
+        original.read_exact_at(&mut bytes, 0).unwrap();
+        copy.write_all_at(&bytes, 0).unwrap();
+        copy
     }
 
     fn open(&mut self, path: &str, write: bool) -> u64 {
@@ -272,9 +286,12 @@ impl Destination {
 
 impl Drop for Destination {
     fn drop(&mut self) {
+        if let Some(stopped) = self.stopped.take() {
+            let _ = stopped.kill();
+        }
         // the end of init ends everything in the namespace
-        let init = whimbrel_kernel::pidfd::open(self.init).unwrap();
-        whimbrel_kernel::pidfd::send_signal(init.as_fd(), libc::SIGKILL).unwrap();
+        let init = pidfd::open(self.init).unwrap();
+        pidfd::send_signal(init.as_fd(), libc::SIGKILL).unwrap();
         // it waits for the others, whose parent is this process
         for pid in [self.pid(), self.init] {
             while !matches!(ptrace::wait(pid), Ok(ptrace::Stop::Gone(_)) | Err(_)) {}
@@ -282,25 +299,16 @@ impl Drop for Destination {
     }
 }
 
-fn new_child(before: &[i32]) -> i32 {
-    children().into_iter().find(|pid| !before.contains(pid)).unwrap()
+fn spawn_in_new_namespace(pid: i32) -> (i32, i32) {
+    namespace::unshare(namespace::Kinds::PID).unwrap();
+    namespace::spawn_idle(1).unwrap();
+    let init = new_child(&[]);
+    namespace::spawn_idle(pid).unwrap();
+    (init, new_child(&[init]))
 }
 
-fn copy_object(source: i32, vma: &Vma) -> File {
-    let original = File::open(format!("/proc/{source}/map_files/{:x}-{:x}", vma.start, vma.end)).unwrap();
-    let path = std::env::temp_dir().join(format!("whimbrel-object-{}-{}", std::process::id(), vma.inode));
-    let copy = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)
-        .unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let mut bytes = vec![0; original.metadata().unwrap().len() as usize];
-    original.read_exact_at(&mut bytes, 0).unwrap();
-    copy.write_all_at(&bytes, 0).unwrap();
-    copy
+fn new_child(before: &[i32]) -> i32 {
+    children().into_iter().find(|pid| !before.contains(pid)).unwrap()
 }
 
 /// A gap of `bytes` in both address spaces.
