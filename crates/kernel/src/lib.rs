@@ -1,9 +1,11 @@
 //! The only crate with unsafe Linux calls (see ARCHITECTURE.md).
 
 pub mod announce;
+pub mod caps;
 pub mod cpu;
 pub mod error;
 pub mod fd;
+pub mod features;
 pub mod freezer;
 pub mod maps;
 pub mod memory;
