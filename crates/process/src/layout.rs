@@ -111,6 +111,8 @@ pub struct Mapping {
     pub grows_down: bool,
     /// `MAP_NORESERVE`.
     pub no_reserve: bool,
+    /// `MAP_DROPPABLE` (Linux 6.11): the kernel may drop its pages.
+    pub droppable: bool,
     /// mlock(2).
     pub locked: bool,
     /// Advice that stays with the mapping.
@@ -463,6 +465,7 @@ fn same_object(old: &Mapping, new: &Mapping) -> bool {
     old.shared == new.shared
         && old.grows_down == new.grows_down
         && old.no_reserve == new.no_reserve
+        && old.droppable == new.droppable
         && same_backing(old, new)
         && (new.advice.has_huge_advice() || !old.advice.has_huge_advice())
 }
@@ -589,6 +592,7 @@ mod tests {
             backing: Backing::Anonymous,
             grows_down: false,
             no_reserve: false,
+            droppable: false,
             locked: false,
             advice: AdviceSet::default(),
             name: None,

@@ -14,4 +14,6 @@ pub mod objects;
 pub mod rebuild;
 pub mod refusal;
 pub mod state;
+pub mod survey;
+pub mod tracker;
 pub mod vdso;
