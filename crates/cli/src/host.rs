@@ -6,9 +6,11 @@ use std::time::Duration;
 use whimbrel_engine::guardian::{recover_stale, GuardianOptions, Settled};
 use whimbrel_engine::journal::{Journals, Record};
 use whimbrel_engine::LINK_TIMEOUT;
-use whimbrel_process::container::{Entry, Registry};
+use whimbrel_process::container::{self, Entry, Registry};
+use whimbrel_process::replica::ReplicaError;
+use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
 
-use crate::pending::{NotYet, Pending};
+use crate::exit::refused;
 
 /// How long a command that has something else to do asks the destination of an undecided migration.
 const ASK_FOR: Duration = Duration::from_secs(1);
@@ -19,18 +21,21 @@ pub fn journals() -> Journals {
 }
 
 /// Who cleans up after dead controllers.
-pub fn recover() -> Pending {
-    Pending
+pub fn recover() -> ProcessRecover {
+    ProcessRecover
 }
 
 /// A process as what moves; with its entry if `run` started it.
-pub fn workload(_pid: i32, _entry: Option<&Entry>) -> anyhow::Result<Pending> {
-    Ok(Pending)
+pub fn workload(pid: i32, entry: Option<&Entry>) -> anyhow::Result<ProcessWorkload> {
+    ProcessWorkload::new(pid, entry).map_err(|error| refused(error.to_string()))
 }
 
 /// What becomes of a workload that arrives.
-pub fn replica(_bridge: Option<String>) -> Result<Pending, NotYet> {
-    Ok(Pending)
+pub fn replica(bridge: Option<String>) -> Result<ProcessReplica, ReplicaError> {
+    Ok(ProcessReplica::new(container::Options {
+        bridge,
+        ..container::Options::default()
+    }))
 }
 
 /// Finishes what dead controllers left whose guardians are dead as well, and says what became of it. Never fails: the

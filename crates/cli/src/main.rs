@@ -9,7 +9,6 @@ mod host;
 mod interrupt;
 mod logs;
 mod migrate;
-mod pending;
 mod privilege;
 mod ps;
 mod receive;

@@ -12,10 +12,17 @@ pub mod files;
 pub mod layout;
 pub mod objects;
 pub mod rebuild;
+pub mod recover;
 pub mod refusal;
+pub mod replica;
+pub mod source;
 pub mod spec;
 pub mod state;
 pub mod stub;
 pub mod survey;
 pub mod tracker;
 pub mod vdso;
+
+pub use recover::ProcessRecover;
+pub use replica::ProcessReplica;
+pub use source::ProcessWorkload;

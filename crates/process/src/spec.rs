@@ -163,7 +163,7 @@ pub fn needed_files(
     mappings: &[Mapping],
     made: &[PathBuf],
 ) -> Result<Vec<FileSpec>, SpecError> {
-    let mut needed: BTreeMap<String, (Need, PathBuf)> = BTreeMap::new();
+    let mut needed: BTreeMap<String, Seen> = BTreeMap::new();
     for (path, place) in open_files(pid)? {
         merge(&mut needed, path, place);
     }
@@ -188,8 +188,11 @@ pub fn needed_files(
     specs.collect()
 }
 
+/// How much of a file must agree, and where it can be read at the source.
+type Seen = (Need, PathBuf);
+
 /// The stricter need wins.
-fn merge(needed: &mut BTreeMap<String, (Need, PathBuf)>, path: String, found: (Need, PathBuf)) {
+fn merge(needed: &mut BTreeMap<String, Seen>, path: String, found: Seen) {
     let entry = needed.entry(path).or_insert_with(|| found.clone());
     if strictness(found.0) > strictness(entry.0) {
         *entry = found;
@@ -213,7 +216,7 @@ fn is_generated(path: &str) -> bool {
     })
 }
 
-fn open_files(pid: i32) -> Result<Vec<(String, (Need, PathBuf))>, SpecError> {
+fn open_files(pid: i32) -> Result<Vec<(String, Seen)>, SpecError> {
     let unreadable = |error: whimbrel_kernel::error::Error| {
         proc_error(
             format!("/proc/{pid}/fd"),

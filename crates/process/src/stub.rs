@@ -60,6 +60,7 @@ enum Vdso {
 #[derive(Debug)]
 pub struct Stub {
     pid: i32,
+    stopped: Stopped,
     remote: Remote,
     hole: Span,
     /// The source's kernel mappings, which the layout leaves free.
@@ -94,14 +95,13 @@ impl Stub {
         empty(&mut remote, hole)?;
         let mut stub = Stub {
             pid,
+            stopped,
             remote,
             hole,
             theirs: theirs.clone(),
             vdso: Vdso::Same,
         };
         stub.furnish_vdso(parked)?;
-        // From here on it is ours to let go, thread by thread.
-        stopped.forget();
         Ok(stub)
     }
 
@@ -174,6 +174,45 @@ impl Stub {
             Vdso::Same => None,
             Vdso::Foreign { .. } => self.theirs.vdso(),
         }
+    }
+
+    /// Lets every thread of the finished workload go; something else holds it.
+    ///
+    /// # Errors
+    /// It has other threads than were built: it is not whole.
+    pub fn detach(mut self, tids: &[i32]) -> KernelResult<()> {
+        let mut alive = proc::tasks(self.pid)?;
+        let mut built = tids.to_vec();
+        alive.sort_unstable();
+        built.sort_unstable();
+        if alive != built {
+            let (there, made) = (alive.len(), built.len());
+            let what = format!("process {} has {there} threads after {made} were built", self.pid);
+            return Err(KernelError::other(what));
+        }
+        self.adopt(tids);
+        self.stopped.detach();
+        Ok(())
+    }
+
+    /// Threads that were made by remote calls are our tracees as well.
+    fn adopt(&mut self, tids: &[i32]) {
+        let known = self.stopped.tids().to_vec();
+        let new: Vec<i32> = tids.iter().copied().filter(|tid| !known.contains(tid)).collect();
+        self.stopped.add(&new);
+    }
+
+    /// Ends it, with all threads that it may have got. `thaw` is called when it is doomed.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(mut self, thaw: impl FnOnce()) -> KernelResult<()> {
+        if let Ok(tids) = proc::tasks(self.pid) {
+            self.adopt(&tids);
+        }
+        whimbrel_kernel::namespace::kill(self.pid);
+        thaw();
+        self.stopped.kill()
     }
 
     /// An empty plan of calls with the whole scratch area.
@@ -285,25 +324,6 @@ fn move_mapping(remote: &mut Remote, from: Span, to: u64) -> Result<()> {
 fn empty(remote: &mut Remote, hole: Span) -> Result<()> {
     for (start, end) in [(LOWEST, hole.start), (hole.end, ADDRESS_MAX)] {
         remote.call("munmap", libc::SYS_munmap, &[start, end - start])?;
-    }
-    Ok(())
-}
-
-/// Lets every thread of a finished workload go. The cgroup freezer holds them.
-///
-/// # Errors
-/// A thread that is gone: the workload is not whole.
-pub(crate) fn detach_all(pid: i32, tids: &[i32]) -> KernelResult<()> {
-    for tid in tids {
-        ptrace::detach(*tid)?;
-    }
-    let alive = proc::tasks(pid)?.len();
-    if alive != tids.len() {
-        let what = format!(
-            "process {pid} has {alive} threads after it was built, and {} were built",
-            tids.len()
-        );
-        return Err(KernelError::other(what));
     }
     Ok(())
 }

@@ -1,0 +1,673 @@
+//! The source's side: a running process that is tracked, stopped, read, and in the end let go or ended.
+//!
+//! In each round the process is stopped for about a millisecond (maps are read, new mappings are registered), then it runs on while its pages
+//! are scanned and read. The freeze proper is the same stop, with the network cut; when the destination is complete, the cgroup
+//! freezer takes over, since a ptrace stop ends with its tracer.
+//!
+//! ptrace belongs to a thread: all calls come from the same one.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::{Mode, Outcome, Workload};
+use whimbrel_kernel::freezer::Group;
+use whimbrel_kernel::maps::{self, Vma};
+use whimbrel_kernel::memory::{self, MemFile};
+use whimbrel_kernel::ptrace::Stopped;
+use whimbrel_kernel::{pidfd, proc};
+use whimbrel_policy::{PageRun, Scan, PAGE_SIZE};
+
+use crate::capture::{self, Captured, Input, Prefetch, RepairedSocket, RestartMemo};
+use crate::check::{self, CheckOptions};
+use crate::container::{self, log, ContainerSpec, Entry, Identity};
+use crate::cpu::CpuFeatures;
+use crate::layout::{Layout, ObjectKind, ProcessLayout, Span};
+use crate::objects::{ObjectError, Objects};
+use crate::recover;
+use crate::refusal::Refusal;
+use crate::spec::{needed_files, resident_bytes, ProcessSpec, Spec, SpecError};
+use crate::state::{FileId, State};
+use crate::survey::{kernel_mappings, FlagTable, Surveyor};
+use crate::tracker::{Tracker, PRIVATE};
+use crate::vdso::KernelMappings;
+
+/// How often the workload is frozen anew when something in it passes by itself.
+const CAPTURES_MAX: u32 = 20;
+/// How long it runs in between.
+const CAPTURE_PAUSE: Duration = Duration::from_millis(10);
+/// How often the flags of mappings are read anew when new mappings appear before the freeze.
+const FLAG_READINGS_MAX: u32 = 3;
+/// The log's tail that travels with the state, in bytes: it is part of the blackout.
+const LOG_REST_MAX: u64 = 1 << 20;
+
+/// What can go wrong at the source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It cannot move.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A system call failed.
+    #[error(transparent)]
+    Kernel(#[from] whimbrel_kernel::error::Error),
+    /// Its state could not be captured.
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
+    /// Its container could not be handled.
+    #[error(transparent)]
+    Container(#[from] container::Error),
+    /// It could not be described.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A shared memory object cannot be read.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// What was read could not be written down.
+    #[error("cannot encode the state of process {pid}: {source}")]
+    Encode {
+        /// The process.
+        pid: i32,
+        /// Why.
+        source: postcard::Error,
+    },
+    /// A call came out of order, or the workload changed in a way that cannot be followed.
+    #[error("process {pid} {what}")]
+    Unfit {
+        /// The process.
+        pid: i32,
+        /// What it did or is not.
+        what: &'static str,
+    },
+}
+
+type Result<T> = std::result::Result<T, SourceError>;
+
+/// What [`recover`] needs to finish or undo a migration at the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceResources {
+    /// The workload's process.
+    pub process: Identity,
+    /// The cgroup that freezes it.
+    pub group: PathBuf,
+    /// Whether that cgroup was made for the migration (and has to go afterwards).
+    pub own_group: bool,
+    /// Its container, if `run` started it.
+    pub container: Option<container::Resources>,
+    /// Its TCP sockets, which may be in repair mode.
+    pub sockets: Vec<RepairedSocket>,
+    /// Files that moved along: (path as seen from here, identity).
+    pub carried: Vec<(PathBuf, FileId)>,
+}
+
+/// What travels as the state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// Everything beside the memory.
+    pub state: State,
+    /// What the log got since the description was made.
+    pub log: log::Chunk,
+}
+
+/// A process on its way.
+#[derive(Debug)]
+pub struct ProcessWorkload {
+    pid: i32,
+    /// PID in its own namespace.
+    inner_pid: i32,
+    container: ContainerSpec,
+    resources: SourceResources,
+    surveyor: Surveyor,
+    objects: Objects,
+    flags: FlagTable,
+    layout: Option<Layout>,
+    kernel: KernelMappings,
+    tracker: Tracker,
+    memory: MemFile,
+    memo: RestartMemo,
+    frozen: Option<Frozen>,
+    held: bool,
+    released: bool,
+    log_from: u64,
+}
+
+/// What belongs to the freeze.
+#[derive(Debug)]
+struct Frozen {
+    stopped: Stopped,
+    vmas: Vec<Vma>,
+    prefetch: Prefetch,
+    repaired: Vec<RepairedSocket>,
+}
+
+impl ProcessWorkload {
+    /// The process `pid`; `entry` tells its container if `run` started it. Nothing is touched.
+    ///
+    /// # Errors
+    /// There is no such process, or it cannot be examined.
+    pub fn new(pid: i32, entry: Option<&Entry>) -> Result<ProcessWorkload> {
+        let container = match entry {
+            Some(entry) => entry.spec.clone(),
+            None => ContainerSpec::of_process(pid)?,
+        };
+        let (group, own_group) = match entry {
+            Some(entry) => (entry.resources.group.clone(), false),
+            None => (
+                Group::plan(pid, &format!("whimbrel-{}", container.id))?
+                    .path()
+                    .to_owned(),
+                true,
+            ),
+        };
+        let resources = SourceResources {
+            process: Identity::of(pid)?,
+            group,
+            own_group,
+            container: entry.map(|entry| entry.resources.clone()),
+            sockets: Vec::new(),
+            carried: Vec::new(),
+        };
+        let numbers = proc::Status::read(pid)?.namespace_pids();
+        Ok(ProcessWorkload {
+            pid,
+            inner_pid: numbers.last().map_or(pid, |number| *number as i32),
+            container,
+            resources,
+            surveyor: Surveyor::new(pid)?,
+            objects: Objects::default(),
+            flags: FlagTable::default(),
+            layout: None,
+            kernel: KernelMappings::default(),
+            tracker: Tracker::watch(pid)?,
+            memory: MemFile::open(pid)?,
+            memo: RestartMemo::default(),
+            frozen: None,
+            held: false,
+            released: false,
+            log_from: 0,
+        })
+    }
+
+    fn unfit(&self, what: &'static str) -> SourceError {
+        SourceError::Unfit { pid: self.pid, what }
+    }
+
+    /// Files below the workload's root.
+    fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+
+    /// The log's path as the workload sees it: the destination makes it.
+    fn log(&self) -> Option<&Path> {
+        self.container.log.as_deref()
+    }
+
+    fn read_log(&mut self, most: u64) -> Result<log::Chunk> {
+        let Some(path) = self.log() else {
+            return Ok(log::Chunk::default());
+        };
+        let chunk = log::read(path, self.log_from, most)?;
+        self.log_from = chunk.next;
+        Ok(chunk)
+    }
+
+    /// The layout of `vmas`, which have flags. Objects are opened while the mappings are there.
+    fn survey(&mut self, vmas: &[Vma], huge: Vec<Span>) -> Result<Layout> {
+        self.objects.update(&self.surveyor.objects(vmas)?)?;
+        let mappings = self.surveyor.mappings(vmas, &self.objects)?;
+        let process = ProcessLayout {
+            pid: self.inner_pid,
+            space: PRIVATE.0,
+            mappings,
+            huge,
+        };
+        Ok(Layout {
+            processes: vec![process],
+            objects: self.objects.layout(),
+        })
+    }
+
+    /// Takes over a new layout: what was lost since the last one, and its bytes if it differs.
+    fn adopt(&mut self, layout: Layout) -> (Vec<PageRun>, Option<Vec<u8>>) {
+        let lost = self
+            .layout
+            .as_ref()
+            .map(|old| old.lost(&layout))
+            .unwrap_or_default();
+        let changed = self.layout.as_ref() != Some(&layout);
+        let bytes = changed.then(|| layout.encode());
+        self.layout = Some(layout);
+        (lost, bytes)
+    }
+
+    fn refresh_flags(&mut self) -> Result<()> {
+        self.flags = FlagTable::new(maps::read_with_flags(self.pid)?);
+        Ok(())
+    }
+
+    /// Stops it for a moment, in which its maps are read and registered.
+    fn look(&mut self) -> Result<(Vec<Vma>, Layout)> {
+        let stopped = Stopped::stop(self.pid)?;
+        let looked = self.look_stopped();
+        // Also on failure: the stop may have interrupted system calls.
+        let mended = capture::mend(&stopped, &mut self.memo);
+        stopped.detach();
+        mended?;
+        looked
+    }
+
+    fn look_stopped(&mut self) -> Result<(Vec<Vma>, Layout)> {
+        let mut vmas = maps::read(self.pid)?;
+        self.flags.apply(&mut vmas);
+        self.tracker.register(&vmas)?;
+        let layout = self.survey(&vmas, Vec::new())?;
+        Ok((vmas, layout))
+    }
+
+    /// Stops the process until every mapping has known flags. What is newer than the flags is known to nobody else yet, so
+    /// that the last reading, of the stopped process, is slow but true.
+    fn stop_with_flags(&mut self) -> Result<(Stopped, Vec<Vma>)> {
+        for reading in 1.. {
+            self.refresh_flags()?;
+            let stopped = Stopped::stop(self.pid)?;
+            match self.frozen_vmas(reading == FLAG_READINGS_MAX) {
+                Ok(Some(vmas)) => return Ok((stopped, vmas)),
+                other => {
+                    let mended = capture::mend(&stopped, &mut self.memo);
+                    stopped.detach();
+                    other?;
+                    mended?;
+                }
+            }
+        }
+        Err(self.unfit("changes its mappings all the time"))
+    }
+
+    fn frozen_vmas(&mut self, last: bool) -> Result<Option<Vec<Vma>>> {
+        let mut vmas = maps::read(self.pid)?;
+        if !self.flags.covers(&vmas) {
+            if !last {
+                return Ok(None);
+            }
+            self.refresh_flags()?;
+        }
+        self.flags.apply(&mut vmas);
+        Ok(Some(vmas))
+    }
+
+    fn capture_once(&mut self) -> Result<State> {
+        let pid = self.pid;
+        let not_frozen = SourceError::Unfit {
+            pid,
+            what: "is not frozen",
+        };
+        let frozen = self.frozen.as_mut().ok_or(not_frozen)?;
+        let input = Input {
+            stopped: &frozen.stopped,
+            mappings: &frozen.vmas,
+            prefetch: &frozen.prefetch,
+            memo: &mut self.memo,
+        };
+        let Captured { state, repaired } = capture::capture(input)?;
+        frozen.repaired = repaired;
+        Ok(state)
+    }
+
+    /// Lets a frozen workload run on: the reverse of [`Workload::freeze`] and [`Workload::capture`].
+    fn unfreeze(&mut self) -> Result<()> {
+        let Some(frozen) = self.frozen.take() else {
+            return Ok(());
+        };
+        // Each step is tried whatever became of the one before; the first failure is told.
+        let awake = capture::leave_repair(self.pid, &frozen.repaired).map(drop);
+        let unlocked = self
+            .resources
+            .container
+            .as_ref()
+            .map_or(Ok(()), container::unlock);
+        let mended = capture::mend(&frozen.stopped, &mut self.memo);
+        frozen.stopped.detach();
+        awake?;
+        unlocked?;
+        mended?;
+        Ok(())
+    }
+
+    /// Files that will be made at the destination, with their identity here.
+    fn note_carried(&mut self) {
+        let root = self.root();
+        let objects = self.layout.iter().flat_map(|layout| &layout.objects);
+        let carried = objects.filter_map(|object| match &object.kind {
+            ObjectKind::CarriedFile { path, .. } => {
+                Some((root.join(path.trim_start_matches('/')), object.id))
+            }
+            _ => None,
+        });
+        // The root is that of a process which will be gone: its own path is needed.
+        let resolved = carried.filter_map(|(path, id)| Some((std::fs::canonicalize(path).ok()?, id)));
+        self.resources.carried = resolved.collect();
+    }
+
+    /// Private pages into `buffer`; what cannot be read is added to `failed`.
+    fn read_private(&self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<()> {
+        let (mut runs, mut buffer) = (runs, buffer);
+        while !runs.is_empty() {
+            let spans: Vec<memory::Span> = runs
+                .iter()
+                .map(|run| (run.first * PAGE_SIZE, bytes_of(run)))
+                .collect();
+            let got = memory::readv(self.pid, &spans, buffer)?;
+            let (whole, bytes) = whole_runs(runs, got);
+            runs = runs.get(whole..).unwrap_or_default();
+            buffer = buffer.get_mut(bytes..).unwrap_or_default();
+            let Some((first, rest)) = runs.split_first() else {
+                return Ok(());
+            };
+            let (one, others) = buffer.split_at_mut(bytes_of(first).min(buffer.len()));
+            // Through the protection, or gone.
+            if self.memory.read(first.first * PAGE_SIZE, one).is_err() {
+                failed.push(*first);
+            }
+            (runs, buffer) = (rest, others);
+        }
+        Ok(())
+    }
+}
+
+fn bytes_of(run: &PageRun) -> usize {
+    (run.count * PAGE_SIZE) as usize
+}
+
+/// How many of the runs fit into `got` bytes, and their length.
+fn whole_runs(runs: &[PageRun], got: usize) -> (usize, usize) {
+    let mut bytes = 0;
+    for (index, run) in runs.iter().enumerate() {
+        if bytes + bytes_of(run) > got {
+            return (index, bytes);
+        }
+        bytes += bytes_of(run);
+    }
+    (runs.len(), bytes)
+}
+
+fn pages(runs: &[PageRun]) -> u64 {
+    runs.iter().map(|run| run.count).sum()
+}
+
+impl Workload for ProcessWorkload {
+    type Error = SourceError;
+
+    fn describe(&mut self) -> Result<Vec<u8>> {
+        check::check(self.pid, &CheckOptions::default())?;
+        let vmas = maps::read_with_flags(self.pid)?;
+        check::mappings(
+            self.pid,
+            &vmas
+                .iter()
+                .filter(|vma| !vma.is_special())
+                .cloned()
+                .collect::<Vec<_>>(),
+        )?;
+        self.kernel = kernel_mappings(self.pid, &vmas)?;
+        let layout = self.survey(&vmas, Vec::new())?;
+        let mappings = layout
+            .processes
+            .iter()
+            .flat_map(|process| process.mappings.clone())
+            .collect::<Vec<_>>();
+        let made: Vec<PathBuf> = self
+            .log()
+            .map(Path::to_path_buf)
+            .into_iter()
+            .chain(carried_paths(&layout))
+            .collect();
+        let spec = Spec {
+            processes: vec![ProcessSpec {
+                pid: self.inner_pid,
+                kernel: self.kernel.clone(),
+            }],
+            files: needed_files(self.pid, &vmas, &mappings, &made)?,
+            cpu: CpuFeatures::here().map_err(|source| SpecError::Proc {
+                path: "/proc/cpuinfo".into(),
+                source,
+            })?,
+            page_bytes: PAGE_SIZE,
+            container: self.container.clone(),
+            log: self.read_log(log::TAIL_MAX)?,
+            resident_bytes: resident_bytes(self.pid),
+            // Last, because time goes on.
+            clocks: container::Clocks::of(self.pid)?,
+        };
+        Ok(spec.encode()?)
+    }
+
+    fn resources(&self) -> Vec<u8> {
+        recover::encode(&self.resources)
+    }
+
+    fn begin(&mut self, mode: Mode) -> Result<()> {
+        if mode == Mode::Live {
+            self.tracker.arm(&maps::read(self.pid)?)?;
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self) -> Result<Scanned> {
+        if !self.flags.covers(&maps::read(self.pid)?) {
+            self.refresh_flags()?;
+        }
+        let (vmas, layout) = self.look()?;
+        let (lost, layout) = self.adopt(layout);
+        let mut written = self.tracker.scan(&vmas)?;
+        written.extend(self.objects.scan_running()?);
+        let pages_total = resident_bytes(self.pid) / PAGE_SIZE;
+        Ok(Scanned {
+            scan: Scan {
+                written,
+                lost,
+                present: None,
+            },
+            layout,
+            pages_total,
+        })
+    }
+
+    fn rewritten(&mut self, runs: &[PageRun], out: &mut Vec<PageRun>) -> Result<()> {
+        for some in runs.chunk_by(|a, b| a.space == b.space) {
+            if some.first().is_some_and(|run| run.space == PRIVATE) {
+                self.tracker.rewritten(some, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<()> {
+        let mut rest = buffer;
+        for some in runs.chunk_by(|a, b| (a.space == PRIVATE) == (b.space == PRIVATE)) {
+            let bytes = (pages(some) * PAGE_SIZE) as usize;
+            let (part, others) = rest.split_at_mut(bytes.min(rest.len()));
+            rest = others;
+            if some.first().is_some_and(|run| run.space == PRIVATE) {
+                self.read_private(some, part, failed)?;
+                continue;
+            }
+            let mut at = 0;
+            for run in some {
+                let place = part.get_mut(at..at + bytes_of(run)).unwrap_or_default();
+                at += bytes_of(run);
+                if !self.objects.read(run, place) {
+                    failed.push(*run);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        let prefetch = Prefetch::read(self.pid)?;
+        self.resources.sockets = prefetch.sockets.clone();
+        let (stopped, vmas) = self.stop_with_flags()?;
+        self.frozen = Some(Frozen {
+            stopped,
+            vmas,
+            prefetch,
+            repaired: Vec::new(),
+        });
+        // Threads first: what they have written is on its way, and nothing new comes.
+        if let Some(container) = &self.resources.container {
+            if let Err(error) = container::lock(container) {
+                self.unfreeze()?;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self) -> Result<Vec<u8>> {
+        for attempt in 1.. {
+            match self.capture_once() {
+                Ok(state) => {
+                    let image = Image {
+                        state,
+                        log: self.read_log(LOG_REST_MAX)?,
+                    };
+                    let pid = self.pid;
+                    return postcard::to_stdvec(&image).map_err(|source| SourceError::Encode { pid, source });
+                }
+                Err(SourceError::Capture(error)) if error.is_transient() && attempt < CAPTURES_MAX => {
+                    self.unfreeze()?;
+                    std::thread::sleep(CAPTURE_PAUSE);
+                    self.freeze()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.unfit("was never in a state that can be captured"))
+    }
+
+    fn scan_frozen(&mut self) -> Result<Scanned> {
+        let frozen = self
+            .frozen
+            .as_mut()
+            .map(|frozen| std::mem::take(&mut frozen.vmas));
+        let vmas = frozen.ok_or_else(|| self.unfit("is not frozen"))?;
+        if kernel_mappings(self.pid, &vmas)? != self.kernel {
+            return Err(self.unfit("has moved its vdso during the migration: try again"));
+        }
+        let huge = self.tracker.huge(&vmas)?;
+        let layout = self.survey(&vmas, huge)?;
+        let (lost, layout) = self.adopt(layout);
+        self.note_carried();
+        let private = self.tracker.scan_frozen(&vmas)?;
+        let shared = self.objects.scan_frozen()?;
+        if let Some(frozen) = &mut self.frozen {
+            frozen.vmas = vmas;
+        }
+        let (mut written, mut present) = (private.written, private.present);
+        written.extend(shared.written);
+        present.extend(shared.present);
+        let pages_total = pages(&present);
+        Ok(Scanned {
+            scan: Scan {
+                written,
+                lost,
+                present: Some(present),
+            },
+            layout,
+            pages_total,
+        })
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        let group = Group::at(&self.resources.group);
+        if self.resources.own_group {
+            group.create()?;
+            group.add(self.pid)?;
+        }
+        self.held = true;
+        Ok(group.freeze()?)
+    }
+
+    fn release(&mut self, outcome: Outcome) -> Result<()> {
+        if std::mem::replace(&mut self.released, true) {
+            return Ok(());
+        }
+        match outcome {
+            Outcome::Stays => {
+                let running = self.unfreeze();
+                if self.held {
+                    recover::thaw(&self.resources)?;
+                }
+                self.tracker.disarm();
+                self.objects.clear();
+                running
+            }
+            Outcome::Moved => {
+                recover::end(&self.resources)?;
+                if let Some(frozen) = self.frozen.take() {
+                    frozen.stopped.forget();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A workload that is dropped without a word stays.
+impl Drop for ProcessWorkload {
+    fn drop(&mut self) {
+        if !self.released && !self.held {
+            let _ = self.unfreeze();
+        }
+    }
+}
+
+fn carried_paths(layout: &Layout) -> impl Iterator<Item = PathBuf> + '_ {
+    layout.objects.iter().filter_map(|object| match &object.kind {
+        ObjectKind::CarriedFile { path, .. } => Some(PathBuf::from(path)),
+        _ => None,
+    })
+}
+
+/// Ends process `identity` if it still is that one, and waits for its end.
+///
+/// # Errors
+/// It does not end.
+pub(crate) fn kill(identity: Identity, thaw: impl FnOnce() -> Result<()>) -> Result<()> {
+    if !identity.is_alive() {
+        return thaw();
+    }
+    let process = pidfd::open(identity.pid)?;
+    pidfd::send_signal(process.as_fd(), libc::SIGKILL)?;
+    // The freezer of cgroup version 1 keeps killed processes frozen.
+    thaw()?;
+    if !pidfd::wait_exit(process.as_fd(), KILL_WAIT_MAX)? {
+        return Err(SourceError::Unfit {
+            pid: identity.pid,
+            what: "was killed but does not end: it hangs in the kernel",
+        });
+    }
+    Ok(())
+}
+
+/// How long a killed process may take: it gives all of its memory back.
+const KILL_WAIT_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_runs_count_as_read() {
+        let run = |count| PageRun {
+            space: PRIVATE,
+            first: 9,
+            count,
+        };
+        let runs = [run(1), run(2), run(3)];
+        assert_eq!(whole_runs(&runs, 3 * 4096 + 100), (2, 3 * 4096));
+        assert_eq!(whole_runs(&runs, 0), (0, 0));
+        assert_eq!(whole_runs(&runs, 6 * 4096), (3, 6 * 4096));
+    }
+}
