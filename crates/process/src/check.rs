@@ -281,7 +281,9 @@ fn paths(pid: i32) -> Result<(), Refusal> {
 /// # Errors
 /// The first mapping that cannot move.
 pub fn mappings(pid: i32, mapped: &[Vma]) -> Result<(), Refusal> {
-    for vma in mapped {
+    // the kernel's own mappings look like a device's
+    let ours = |vma: &&Vma| !vma.is_vdso_like() && vma.path != "[vsyscall]";
+    for vma in mapped.iter().filter(ours) {
         if let Some((what, cure)) = obstacle(vma) {
             let subject = Subject::Mapping {
                 pid,

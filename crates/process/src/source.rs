@@ -334,6 +334,13 @@ impl ProcessWorkload {
         Ok(())
     }
 
+    fn kill_tracees(&self, stopped: Stopped) -> Result<()> {
+        whimbrel_kernel::namespace::kill(self.pid);
+        // The freezer of cgroup version 1 keeps killed processes frozen.
+        Group::at(&self.resources.group).thaw()?;
+        Ok(stopped.kill()?)
+    }
+
     /// Files that will be made at the destination, with their identity here.
     fn note_carried(&mut self) {
         let root = self.root();
@@ -604,11 +611,11 @@ impl Workload for ProcessWorkload {
                 running
             }
             Outcome::Moved => {
-                recover::end(&self.resources)?;
+                // A traced thread is not gone before its tracer has seen its end.
                 if let Some(frozen) = self.frozen.take() {
-                    frozen.stopped.forget();
+                    self.kill_tracees(frozen.stopped)?;
                 }
-                Ok(())
+                Ok(recover::end(&self.resources)?)
             }
         }
     }
