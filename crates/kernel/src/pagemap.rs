@@ -214,3 +214,34 @@ fn join(found: &mut Vec<Region>, at: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(start: u64, end: u64, categories: u64) -> Region {
+        Region {
+            start,
+            end,
+            categories,
+        }
+    }
+
+    #[test]
+    fn a_region_cut_by_the_end_of_the_buffer_is_one_again() {
+        let mut found = vec![
+            region(0, 1, 2),
+            region(5, 9, 2),
+            region(9, 12, 2),
+            region(20, 21, 2),
+        ];
+        join(&mut found, 2);
+        assert_eq!(found, [region(0, 1, 2), region(5, 12, 2), region(20, 21, 2)]);
+        let apart = [region(0, 5, 2), region(5, 9, 3), region(10, 12, 3)];
+        for at in 0..4 {
+            let mut found = apart.to_vec();
+            join(&mut found, at);
+            assert_eq!(found, apart);
+        }
+    }
+}
