@@ -111,12 +111,7 @@ impl Running {
             let left = deadline.saturating_duration_since(Instant::now());
             let ended = self.readers.iter().all(JoinHandle::is_finished);
             if ended {
-                return Err(Error::Failed {
-                    command: self.command.clone(),
-                    host: self.host.clone(),
-                    status: format!("ended without a line with \"{part}\""),
-                    output: found.into_owned(),
-                });
+                return Err(self.ended_without(&format!("a line with \"{part}\""), found.into_owned()));
             }
             if left.is_zero() {
                 return Err(self.late(&format!("a line with \"{part}\""), limit, found.into_owned()));
@@ -168,15 +163,23 @@ impl Running {
         })
     }
 
-    /// Waits until the command has stopped itself with SIGSTOP.
+    /// Waits until the command has stopped itself with SIGSTOP. Gives up when it has ended instead.
     pub fn wait_stopped(&self, limit: Duration) -> Result<()> {
         let stat = format!("/proc/{}/stat", self.pid()?);
-        self.within(limit, "its stop", || {
-            let text = fs::read_to_string(&stat).ok()?;
-            // "pid (name) state ...": the name may hold anything, so look behind its end.
-            let state = text.rsplit_once(") ")?.1.chars().next()?;
-            (state == 'T').then_some(())
-        })
+        let state = || {
+            // "pid (name) state ...": the name may hold anything, so look behind its end. Gone is as dead as 'X'.
+            let text = fs::read_to_string(&stat).unwrap_or_default();
+            text.rsplit_once(") ")
+                .and_then(|(_, rest)| rest.chars().next())
+                .unwrap_or('X')
+        };
+        let last = self.within(limit, "its stop", || {
+            Some(state()).filter(|state| "TXZ".contains(*state))
+        })?;
+        match last {
+            'T' => Ok(()),
+            _ => Err(self.ended_without("stopping itself", self.output())),
+        }
     }
 
     /// Lets a stopped command go on.
@@ -231,6 +234,16 @@ impl Running {
                 return Err(self.late(what, limit, self.output()));
             }
             thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn ended_without(&self, what: &str, output: String) -> Error {
+        let status = format!("it ended without {what}");
+        Error::Failed {
+            command: self.command.clone(),
+            host: self.host.clone(),
+            status,
+            output,
         }
     }
 
