@@ -15,14 +15,16 @@ mod record;
 #[allow(dead_code)]
 #[path = "../../tests/integration/rig.rs"]
 mod rig;
+mod tracking;
 
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 4] = [
+const MEASUREMENTS: [Measurement; 5] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
+    ("tracking", tracking::cost_to_the_application),
     ("growth", growth::with_idle_memory),
 ];
 

@@ -1,0 +1,99 @@
+//! What an application loses while its writes are tracked and nothing else happens.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use whimbrel_engine::{Mode, Outcome, Workload};
+use whimbrel_process::ProcessWorkload;
+use whimbrel_testbed::programs;
+
+use crate::record::line;
+
+/// Time with and time without, in turn, so that a change of the machine hits both.
+const TURNS: usize = 5;
+/// One scan a second.
+const SCANS: u32 = 4;
+
+pub fn cost_to_the_application() {
+    println!("a writer without pause, 512 MB of which it rewrites 64 MB; {TURNS} turns\n");
+    let writer = Writer::start("512", "64");
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        without.push(writer.rate(|| ()));
+        let mut workload = ProcessWorkload::new(writer.child.id() as i32, None).unwrap();
+        workload.describe().unwrap();
+        workload.begin(Mode::Live).unwrap();
+        workload.scan().unwrap();
+        with.push(writer.rate(|| drop(workload.scan().unwrap())));
+        workload.release(Outcome::Stays).unwrap();
+    }
+    let median = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let (without, with) = (median(&mut without), median(&mut with));
+    line("pages written untracked", without / 1e3, "k/s", "");
+    line("pages written with a scan a second", with / 1e3, "k/s", "");
+    line("loss", 100.0 * (1.0 - with / without), "%", "goal: 2 % or less");
+}
+
+/// The program `writer`, and how many pages it has written.
+struct Writer {
+    child: Child,
+    pages: Arc<AtomicU64>,
+}
+
+impl Writer {
+    fn start(megabytes: &str, hot: &str) -> Self {
+        let mut command = Command::new(programs::c("writer").unwrap());
+        let mut child =
+            command.args([megabytes, hot]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let pages = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&pages);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let last = line.rsplit(' ').next().and_then(|word| word.parse().ok());
+                told.store(last.unwrap_or(0), Ordering::Relaxed);
+            }
+        });
+        while pages.load(Ordering::Relaxed) == 0 {
+            thread::sleep(Duration::from_millis(100));
+        }
+        Self { child, pages }
+    }
+
+    /// Pages per second while `each_second` is called each second.
+    fn rate(&self, mut each_second: impl FnMut()) -> f64 {
+        let (begun, before) = self.next_line();
+        for second in 1..=SCANS {
+            thread::sleep((begun + Duration::from_secs(second.into())).saturating_duration_since(Instant::now()));
+            each_second();
+        }
+        let (ended, after) = self.next_line();
+        (after - before) as f64 / (ended - begun).as_secs_f64()
+    }
+
+    /// The moment at which a line arrives, and its number.
+    fn next_line(&self) -> (Instant, u64) {
+        let before = self.pages.load(Ordering::Relaxed);
+        loop {
+            let pages = self.pages.load(Ordering::Relaxed);
+            if pages != before {
+                return (Instant::now(), pages);
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
