@@ -147,7 +147,7 @@ impl Rig {
         if !source.success() {
             let destination = moving
                 .receive
-                .wait(Duration::from_secs(20))
+                .wait(Duration::from_secs(3))
                 .map(|finished| finished.output);
             let destination = destination.unwrap_or_else(|_| moving.receive.output());
             panic!(
