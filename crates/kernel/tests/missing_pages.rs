@@ -131,7 +131,7 @@ fn a_move_is_told_with_both_ends() {
 #[test]
 fn a_fork_brings_the_userfaultfd_of_the_child() {
     let (mut puppet, uffd, start) = served(feature::EVENT_FORK);
-    puppet.begin(puppet::FORK, &[]);
+    puppet.begin(puppet::FORK, &[puppet.pid as u64]);
     let Event::Fork(child) = wait_event(&uffd) else {
         panic!("not a fork");
     };

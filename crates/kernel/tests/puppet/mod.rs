@@ -220,6 +220,19 @@ fn short_thread() -> i32 {
     }
 }
 
+/// Sleeps until the parent, which should be `parent`, dies.
+fn sleep_with(parent: i32, expected: i32) -> ! {
+    // SAFETY: no pointers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        // it may have died before we asked to be told
+        while parent == expected && libc::getppid() == expected {
+            libc::pause();
+        }
+        libc::_exit(0)
+    }
+}
+
 /// Another process that runs `work` until it is killed. Ends with the thread that made it.
 pub struct Other(pub i32);
 
@@ -273,11 +286,7 @@ fn dance(orders: i32, replies: i32) -> ! {
                 LOAD => (a as *const u64).read_volatile() as i64,
                 CHURN => (0..a).map(|_| i64::from(short_thread())).sum(),
                 FORK => match libc::fork() {
-                    0 => {
-                        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                        libc::pause();
-                        libc::_exit(0)
-                    }
+                    0 => sleep_with(libc::getppid(), a as i32),
                     child => i64::from(child),
                 },
                 _ => {
