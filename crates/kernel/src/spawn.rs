@@ -57,6 +57,7 @@ impl Setup {
 
     fn apply(&self) -> io::Result<()> {
         unblock_signals()?;
+        keep_descriptors_private()?;
         for &fd in &self.inherit {
             // SAFETY: fcntl with F_SETFD takes no pointer.
             check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
@@ -80,6 +81,22 @@ fn unblock_signals() -> io::Result<()> {
         libc::sigemptyset(&mut none);
         check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut())).map(drop)
     }
+}
+
+/// Whatever we were started with by accident (a shell's or a build tool's pipes) would bind the program to processes outside, and a
+/// workload with it could not move.
+fn keep_descriptors_private() -> io::Result<()> {
+    let first = 3;
+    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC takes no pointer and closes nothing before exec.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    };
+    check(result as libc::c_int).map(drop)
 }
 
 /// Moves the calling process into a group: "0" stands for whoever writes.
@@ -135,5 +152,33 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     unsafe {
         check(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC)).map_err(|e| Error::call("make a pipe", e))?;
         Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[test]
+    fn a_program_inherits_what_was_chosen_and_nothing_else() {
+        let [chosen, stray] = [pipe().unwrap().0, pipe().unwrap().0];
+        for fd in [&chosen, &stray] {
+            // SAFETY: fcntl with F_SETFD takes no pointer.
+            check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).unwrap();
+        }
+        let has = |fd: &OwnedFd| format!("test -e /proc/self/fd/{}", fd.as_raw_fd());
+        let script = format!("{} && ! {}", has(&chosen), has(&stray));
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let status = Setup::new()
+            .inherit(chosen.as_fd())
+            .spawn(&mut command)
+            .unwrap()
+            .wait()
+            .unwrap();
+        assert!(status.success(), "{status}");
     }
 }

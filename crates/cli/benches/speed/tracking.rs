@@ -50,8 +50,12 @@ struct Writer {
 impl Writer {
     fn start(megabytes: &str, hot: &str) -> Self {
         let mut command = Command::new(programs::c("writer").unwrap());
-        let mut child =
-            command.args([megabytes, hot]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .args([megabytes, hot])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let pages = Arc::new(AtomicU64::new(0));
         let told = Arc::clone(&pages);
@@ -71,7 +75,9 @@ impl Writer {
     fn rate(&self, mut each_second: impl FnMut()) -> f64 {
         let (begun, before) = self.next_line();
         for second in 1..=SCANS {
-            thread::sleep((begun + Duration::from_secs(second.into())).saturating_duration_since(Instant::now()));
+            thread::sleep(
+                (begun + Duration::from_secs(second.into())).saturating_duration_since(Instant::now()),
+            );
             each_second();
         }
         let (ended, after) = self.next_line();
