@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::Replica;
 use whimbrel_kernel::memory::{self, MemFile};
-use whimbrel_kernel::{pidfd, sparse};
+use whimbrel_kernel::pagemap::{Pagemap, Region, ScanArgs};
+use whimbrel_kernel::{maps, pidfd, sparse};
 use whimbrel_policy::PageRun;
 
 use crate::calls::Plan;
@@ -305,6 +306,52 @@ impl ProcessReplica {
         Ok(())
     }
 
+    /// One mapping of the source must be one here, too: mremap(2) refuses to go across a border. Pieces that came to be at different
+    /// times are not joined by the kernel once they hold pages, so such a mapping is made anew around its content.
+    fn join_pieces(&mut self, new: &[Mapping]) -> Result<()> {
+        let vmas = maps::read(self.pid()?)?;
+        let broken = |mapping: &Mapping| {
+            let at = vmas.partition_point(|vma| vma.end <= mapping.span.start);
+            !mapping.shared && vmas.get(at).is_none_or(|vma| vma.end < mapping.span.end)
+        };
+        for (index, mapping) in new.iter().enumerate() {
+            if broken(mapping) {
+                let content = self.content_of(mapping.span)?;
+                let mut plan = self.plan()?;
+                plan.call(
+                    "munmap",
+                    libc::SYS_munmap,
+                    &[mapping.span.start, mapping.span.len()],
+                );
+                plan.run(self.stub()?.remote())?;
+                self.map(&[(mapping.span, index)], new)?;
+                for (start, bytes) in content {
+                    self.write_private(start, &bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The private pages of a span.
+    fn content_of(&self, span: Span) -> Result<Vec<(u64, Vec<u8>)>> {
+        let mut regions = Vec::new();
+        Pagemap::open(self.pid()?)?.scan(span.start..span.end, ScanArgs::private_present(), &mut regions)?;
+        let memory = self.memory()?;
+        let read = |region: &Region| {
+            let mut bytes = vec![0; region.len() as usize];
+            memory.read(region.start, &mut bytes)?;
+            Ok((region.start, bytes))
+        };
+        regions.iter().map(read).collect()
+    }
+
+    fn memory(&self) -> Result<&MemFile> {
+        self.memory
+            .as_ref()
+            .ok_or_else(|| ReplicaError::Unfit("the replica was not prepared".into()))
+    }
+
     /// Makes new mappings: opens what lies behind them, maps, advises, closes.
     fn map(&mut self, some: &[(Span, usize)], new: &[Mapping]) -> Result<()> {
         let wanted: Vec<(Span, &Mapping)> = some
@@ -438,12 +485,7 @@ impl ProcessReplica {
             return Ok(());
         };
         // Through the protection.
-        let unprepared = || ReplicaError::Unfit("the replica was not prepared".into());
-        Ok(self
-            .memory
-            .as_ref()
-            .ok_or_else(unprepared)?
-            .write(start + done as u64, rest)?)
+        Ok(self.memory()?.write(start + done as u64, rest)?)
     }
 
     /// The parts of `span` that lie in mappings, each with whether dropping it leaves zeros.
@@ -701,6 +743,7 @@ impl Replica for ProcessReplica {
         stub.make_room(&spans)?;
         let steps = difference(&self.mappings, &mappings);
         self.apply(&steps, &mappings)?;
+        self.join_pieces(&mappings)?;
         self.mappings = mappings;
         self.objects.retain(|space, _| new.object(*space).is_some());
         Ok(())

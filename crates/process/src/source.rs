@@ -27,7 +27,7 @@ use crate::cpu::CpuFeatures;
 use crate::layout::{Layout, ObjectKind, ProcessLayout, Span};
 use crate::objects::{ObjectError, Objects};
 use crate::recover;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, Subject};
 use crate::spec::{needed_files, resident_bytes, ProcessSpec, Spec, SpecError};
 use crate::state::{FileId, State};
 use crate::survey::{kernel_mappings, FlagTable, Surveyor};
@@ -36,7 +36,7 @@ use crate::vdso::KernelMappings;
 
 /// How often the workload is frozen anew when something in it passes by itself.
 const CAPTURES_MAX: u32 = 20;
-/// How long it runs in between.
+/// How long it runs in between: so long after the first attempt, twice as long after the second, and so on.
 const CAPTURE_PAUSE: Duration = Duration::from_millis(10);
 /// How often the flags of mappings are read anew when new mappings appear before the freeze.
 const FLAG_READINGS_MAX: u32 = 3;
@@ -303,6 +303,10 @@ impl ProcessWorkload {
             what: "is not frozen",
         };
         let frozen = self.frozen.as_mut().ok_or(not_frozen)?;
+        if !proc::children(pid)?.is_empty() {
+            let (subject, what) = (Subject::Process { pid }, "has started a child process".to_owned());
+            return Err(capture::Error::Busy { subject, what }.into());
+        }
         let input = Input {
             stopped: &frozen.stopped,
             mappings: &frozen.vmas,
@@ -312,6 +316,24 @@ impl ProcessWorkload {
         let Captured { state, repaired } = capture::capture(input)?;
         frozen.repaired = repaired;
         Ok(state)
+    }
+
+    /// Checks it; short-lived children get the time to end, and those that do not are named.
+    fn check(&self) -> Result<()> {
+        for attempt in 1.. {
+            match check::check(self.pid, &CheckOptions::default()) {
+                // A child may have ended since it was found.
+                Err(_) if attempt < 2 || attempt < CAPTURES_MAX && self.has_children()? => {
+                    std::thread::sleep(CAPTURE_PAUSE * attempt);
+                }
+                checked => return Ok(checked?),
+            }
+        }
+        Ok(())
+    }
+
+    fn has_children(&self) -> Result<bool> {
+        Ok(!proc::children(self.pid)?.is_empty())
     }
 
     /// Lets a frozen workload run on: the reverse of [`Workload::freeze`] and [`Workload::capture`].
@@ -406,7 +428,7 @@ impl Workload for ProcessWorkload {
     type Error = SourceError;
 
     fn describe(&mut self) -> Result<Vec<u8>> {
-        check::check(self.pid, &CheckOptions::default())?;
+        self.check()?;
         let vmas = maps::read_with_flags(self.pid)?;
         check::mappings(
             self.pid,
@@ -544,7 +566,7 @@ impl Workload for ProcessWorkload {
                 }
                 Err(SourceError::Capture(error)) if error.is_transient() && attempt < CAPTURES_MAX => {
                     self.unfreeze()?;
-                    std::thread::sleep(CAPTURE_PAUSE);
+                    std::thread::sleep(CAPTURE_PAUSE * attempt);
                     self.freeze()?;
                 }
                 Err(error) => return Err(error),
