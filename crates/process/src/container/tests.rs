@@ -192,6 +192,22 @@ fn a_workload_begins_with_no_signal_of_inits_blocked_or_ignored() {
 }
 
 #[test]
+fn a_workload_has_no_descriptors_of_whoever_started_it() {
+    let home = Home::new("descriptors");
+    let (_reading, writing) = whimbrel_kernel::spawn::pipe().unwrap();
+    // Not closed on exec, like those that a careless shell passes on.
+    let careless = rustix::io::dup(&writing).unwrap();
+    rustix::io::fcntl_setfd(&careless, rustix::io::FdFlags::empty()).unwrap();
+    let mut container = home.create(&spec("descriptors"));
+    let mut command = shell("");
+    command.arguments = ["/bin/ls", "/proc/self/fd"].map(Into::into).to_vec();
+    container.run(&command).unwrap();
+    // The fourth is the directory that ls reads.
+    wait_for("the list", || home.log("descriptors").lines().count() >= 4);
+    assert_eq!(home.log("descriptors"), "0\n1\n2\n3\n");
+}
+
+#[test]
 fn clocks_go_on_from_where_they_were() {
     let home = Home::new("clocks");
     let day_ns = 86_400_000_000_000;
