@@ -137,7 +137,7 @@ fn what_cannot_move_is_refused_by_name_before_anything_is_touched() {
     for (kind, part) in [
         ("io_uring", "io_uring"),
         ("inotify", "inotify"),
-        ("tty", "pty"),
+        ("tty", "terminal"),
         ("deleted-file", "/tmp/whimbrel-deleted"),
         ("sysv-shm", "SysV"),
         ("file-lock", "lock"),

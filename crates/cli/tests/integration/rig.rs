@@ -17,12 +17,13 @@ pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77,
 /// What takes longer hangs. Generous: two cores may be busy with something else.
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// Directories that stay once they were made, and the record of the last move.
-const MAY_STAY: [&str; 4] = [
+/// What stays once it was made: our directories, the record of the last move, and the directory of every JVM of a user.
+const MAY_STAY: [&str; 5] = [
     "file /run/whimbrel",
     "file /run/whimbrel/journal",
     "file /run/whimbrel/workloads",
     "file /tmp/move.json",
+    "file /tmp/hsperfdata_root",
 ];
 
 /// A host, by its role in a test.

@@ -118,6 +118,7 @@ fn wait_for_save(redis: &mut Lines) {
             text += &redis.line().unwrap();
             text += "\r\n";
         }
+        redis.line().unwrap();
         if text.contains("rdb_bgsave_in_progress:0") {
             assert!(text.contains("rdb_last_bgsave_status:ok"), "{text}");
             return;

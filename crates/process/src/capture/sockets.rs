@@ -59,14 +59,15 @@ const IP: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_FREEBIND),
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
 ];
+
+/// Options that every IP socket shows, but only datagram sockets take.
+const IP_DATAGRAM: &[(i32, i32)] = &[(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL)];
 
 const IPV6: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
@@ -75,6 +76,9 @@ const IPV6: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
 ];
+
+/// As [`IP_DATAGRAM`], for IPv6.
+const IPV6_DATAGRAM: &[(i32, i32)] = &[(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS)];
 
 const TCP: &[(i32, i32)] = &[
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
@@ -334,6 +338,12 @@ fn read_options(fd: BorrowedFd<'_>, basics: &Basics) -> Vec<SocketOption> {
     }
     if basics.is_tcp() {
         lists.push(TCP);
+    }
+    if basics.kind == libc::SOCK_DGRAM && basics.family == libc::AF_INET {
+        lists.push(IP_DATAGRAM);
+    }
+    if basics.kind == libc::SOCK_DGRAM && basics.family == libc::AF_INET6 {
+        lists.extend([IP_DATAGRAM, IPV6_DATAGRAM]);
     }
     let each = lists.into_iter().flatten();
     // an option that this kernel does not know cannot have been set by the program
