@@ -327,13 +327,16 @@ impl Workload for ImaginedWorkload {
             buffer.len() as u64,
             asked.iter().map(|r| r.count).sum::<u64>() * PAGE as u64
         );
-        let memory = look(&self.world).source.memory.clone();
+        let source = look(&self.world).source.clone();
+        let (memory, running) = (&source.memory, source.runs());
         for (page, data) in asked.iter().flat_map(|&r| pages(r)).zip(buffer.chunks_mut(PAGE)) {
             let mapped = self
                 .areas
                 .iter()
                 .any(|(at, a)| at.0 == page.0 && (at.1..at.1 + a.0).contains(&page.1));
-            if mapped {
+            // Reading what is there fails now and then, too, as long as it runs.
+            let unlucky = running && self.random.next(50) == 0;
+            if mapped && !unlucky {
                 fill(data, memory.get(&page).copied().unwrap_or(0));
             } else {
                 failed.extend(runs([page]));
