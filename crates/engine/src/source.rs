@@ -351,7 +351,9 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
     fn release(&mut self, outcome: Outcome, _: &[u8]) -> Result<()> {
         let released = self.source.workload.release(outcome).map_err(Error::workload);
         if let Some(moved) = &mut self.moved {
+            // What the destination still does is not our time.
             moved.total_us = micros(self.source.timeline.elapsed());
+            self.source.timeline.end();
         }
         released
     }
