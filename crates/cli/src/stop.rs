@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use whimbrel_engine::State;
 use whimbrel_kernel::namespace::terminate;
 use whimbrel_process::container::{self, Identity, Phase, Registry};
+use whimbrel_wire::MigrationId;
 
 use crate::args::StopArgs;
 use crate::exit::refused;
@@ -24,14 +26,10 @@ pub fn run(args: &StopArgs) -> anyhow::Result<()> {
             args.name
         )));
     }
-    if let Some(moving) = host::journals()
-        .list()?
-        .into_iter()
-        .find(|listed| listed.record.workload == args.name)
-    {
+    if let Some(id) = moving(&args.name)? {
         return Err(refused(format!(
-            "{} is in migration {}; end that first (whimbrel ps shows it)",
-            args.name, moving.record.id
+            "{} is in migration {id}; end that first (whimbrel ps shows it)",
+            args.name
         )));
     }
     if let Some(process) = entry.process.filter(Identity::is_alive) {
@@ -43,4 +41,19 @@ pub fn run(args: &StopArgs) -> anyhow::Result<()> {
     }
     container::end(&entry.resources)?;
     Ok(())
+}
+
+/// The migration of this workload that is not decided yet.
+fn moving(name: &str) -> anyhow::Result<Option<MigrationId>> {
+    let undecided = |state| {
+        matches!(
+            state,
+            State::Active | State::Prepared | State::Offered | State::Released
+        )
+    };
+    let listed = host::journals().list()?;
+    let mut records = listed.into_iter().map(|listed| listed.record);
+    Ok(records
+        .find(|record| record.workload == name && undecided(record.state))
+        .map(|record| record.id))
 }
