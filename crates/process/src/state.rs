@@ -480,7 +480,7 @@ pub struct TcpConnection {
     pub receive_closed: bool,
     /// We have closed ours.
     pub send_closed: bool,
-    /// Sequence number after the receive queue, without the peer's FIN.
+    /// The next sequence number that we expect, after the receive queue and the peer's FIN.
     pub receive_sequence: u32,
     /// Sequence number after the send queue, without our FIN.
     pub send_sequence: u32,

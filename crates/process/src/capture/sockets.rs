@@ -59,16 +59,11 @@ const IP: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_FREEBIND),
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
 ];
-
-/// Options that every IP socket shows, but only datagram sockets take.
-const IP_DATAGRAM: &[(i32, i32)] = &[(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL)];
 
 const IPV6: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
@@ -77,8 +72,18 @@ const IPV6: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
 ];
 
+/// Options that every IP socket shows, but only datagram sockets take: an accepted connection has values here that nobody
+/// can set.
+const IP_DATAGRAM: &[(i32, i32)] = &[
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+];
+
 /// As [`IP_DATAGRAM`], for IPv6.
-const IPV6_DATAGRAM: &[(i32, i32)] = &[(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS)];
+const IPV6_DATAGRAM: &[(i32, i32)] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+];
 
 const TCP: &[(i32, i32)] = &[
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
@@ -293,7 +298,8 @@ fn is_tcp(fd: BorrowedFd<'_>) -> Result<bool> {
     Ok(sys::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)? == libc::IPPROTO_TCP)
 }
 
-fn wake(fd: BorrowedFd<'_>, repaired: &[RepairedSocket]) -> Result<()> {
+/// Lets one connection live again.
+pub(crate) fn wake(fd: BorrowedFd<'_>, repaired: &[RepairedSocket]) -> Result<()> {
     let inode = kfd::file_status(fd)?.inode;
     let reuse = repaired
         .iter()
@@ -329,23 +335,19 @@ pub(crate) fn read(fd: BorrowedFd<'_>, site: Site, inode: u64, diag: Option<&Uni
 }
 
 fn read_options(fd: BorrowedFd<'_>, basics: &Basics) -> Vec<SocketOption> {
-    let mut lists = vec![GENERAL];
-    if basics.family != libc::AF_UNIX {
-        lists.push(IP);
-    }
-    if basics.family == libc::AF_INET6 {
-        lists.push(IPV6);
-    }
-    if basics.is_tcp() {
-        lists.push(TCP);
-    }
-    if basics.kind == libc::SOCK_DGRAM && basics.family == libc::AF_INET {
-        lists.push(IP_DATAGRAM);
-    }
-    if basics.kind == libc::SOCK_DGRAM && basics.family == libc::AF_INET6 {
-        lists.extend([IP_DATAGRAM, IPV6_DATAGRAM]);
-    }
-    let each = lists.into_iter().flatten();
+    let datagram = basics.kind == libc::SOCK_DGRAM;
+    let wanted = [
+        (true, GENERAL),
+        (basics.family != libc::AF_UNIX, IP),
+        (basics.family != libc::AF_UNIX && datagram, IP_DATAGRAM),
+        (basics.family == libc::AF_INET6, IPV6),
+        (basics.family == libc::AF_INET6 && datagram, IPV6_DATAGRAM),
+        (basics.is_tcp(), TCP),
+    ];
+    let lists = wanted
+        .into_iter()
+        .filter_map(|(wanted, list)| wanted.then_some(list));
+    let each = lists.flatten();
     // an option that this kernel does not know cannot have been set by the program
     each.filter_map(|&(level, name)| {
         let value = sys::option(fd, level, name, OPTION_BYTES).ok()?;
@@ -419,7 +421,7 @@ fn read_connection(fd: BorrowedFd<'_>, tcp: TcpInfo) -> Result<TcpConnection> {
     let (fin_received, fin_queued, fin_acknowledged) = fins(tcp.state);
     let fin_pending = usize::from(fin_queued && !fin_acknowledged);
     sys::select_queue(fd, Queue::Receive)?;
-    let receive_sequence = sys::queue_sequence(fd)?.wrapping_sub(fin_received.into());
+    let receive_sequence = sys::queue_sequence(fd)?;
     let receive_queue = peek_queue(fd, kfd::readable_bytes(fd)?)?;
     sys::select_queue(fd, Queue::Send)?;
     let send_sequence = sys::queue_sequence(fd)?.wrapping_sub(fin_queued.into());

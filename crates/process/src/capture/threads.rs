@@ -215,7 +215,18 @@ fn scheduling(tid: i32) -> Result<Scheduling> {
         runtime_ns: attributes.runtime_ns,
         deadline_ns: attributes.deadline_ns,
         period_ns: attributes.period_ns,
-        affinity: task::affinity(tid)?,
+        affinity: affinity(tid)?,
+    })
+}
+
+/// The CPUs of a thread; none when they are all that we may use ourselves: then nobody has chosen them, and another machine
+/// has others.
+fn affinity(tid: i32) -> Result<Vec<u8>> {
+    let mask = task::affinity(tid)?;
+    Ok(if mask == task::affinity(0)? {
+        Vec::new()
+    } else {
+        mask
     })
 }
 

@@ -197,7 +197,8 @@ fn fill(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<()> {
     sys::send_all(fd, sent)?;
     let [update, peer_window, largest, ours, last] = connection.window;
     let peer_window = if unsent.is_empty() { peer_window } else { 0 };
-    sys::set_window(fd, [update, peer_window, largest, ours, last])?;
+    let window = [update, peer_window, largest, ours, last];
+    sys::set_window(fd, window)?;
     if !unsent.is_empty() {
         sys::set_repair(fd, Repair::OffSilent)?;
         sys::send_all(fd, unsent)?;
@@ -210,6 +211,8 @@ fn fill(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<()> {
     }
     if !unsent.is_empty() {
         sys::set_repair(fd, Repair::On)?;
+        // in between it may have chosen a window of its own, by buffers that are not the final ones
+        sys::set_window(fd, window)?;
     }
     sys::select_queue(fd, Queue::None)?;
     Ok(())
@@ -278,4 +281,220 @@ fn finish(fd: &OwnedFd, socket: &Socket, end: &UnixEnd) -> Result<()> {
         _ => return Ok(()),
     };
     Ok(sys::shutdown(fd.as_fd(), how)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::sockets::{enter_repair, read, wake, Site};
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::time::Duration;
+
+    const SITE: Site = Site {
+        pid: 9,
+        fd: 3,
+        own_network: true,
+    };
+
+    fn pair(address: &str) -> (TcpStream, OwnedFd) {
+        let listener = TcpListener::bind(address).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (client, server.into())
+    }
+
+    /// All that was sent has arrived.
+    fn settle(fd: &impl AsFd) {
+        while sys::unacknowledged_bytes(fd.as_fd()).unwrap() > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Captures a connection, ends it without a word, and makes it again in the same place. Both states must agree.
+    fn again(fd: OwnedFd) -> (TcpStream, TcpConnection) {
+        let inode = kfd::file_status(fd.as_fd()).unwrap().inode;
+        let before = enter_repair(fd.as_fd(), inode).unwrap();
+        let socket = read(fd.as_fd(), SITE, inode, None).unwrap();
+        drop(fd);
+        let file = OpenFile {
+            flags: libc::O_RDWR,
+            owner: None,
+            kind: FileKind::Socket(Box::new(socket.clone())),
+        };
+        let (mut made, mut repaired) = build(&[file]).unwrap();
+        let fd = made.pop().unwrap().1;
+        repaired[0].reuse_address = before.reuse_address;
+        let rebuilt = read(fd.as_fd(), SITE, inode, None).unwrap();
+        assert_eq!(
+            (&rebuilt.local, &rebuilt.peer, rebuilt.buffers),
+            (&socket.local, &socket.peer, socket.buffers)
+        );
+        for (left, right) in socket.options.iter().zip(&rebuilt.options) {
+            assert!(
+                left == right || left.name == libc::SO_REUSEADDR,
+                "{left:?} {right:?}"
+            );
+        }
+        let SocketDetail::Tcp(connection) = socket.detail else {
+            panic!("{:?}", socket.detail)
+        };
+        wake(fd.as_fd(), &repaired).unwrap();
+        let reuse = sys::option_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap();
+        assert_eq!(reuse == 1, before.reuse_address);
+        (TcpStream::from(fd), *connection)
+    }
+
+    fn talk(client: &mut TcpStream, server: &mut TcpStream) {
+        say(client, server);
+        say(server, client);
+    }
+
+    fn say(from: &mut TcpStream, to: &mut TcpStream) {
+        from.write_all(b"some words").unwrap();
+        let mut got = [0; 10];
+        to.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"some words");
+    }
+
+    #[test]
+    fn connections_of_every_family_go_on() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (mut client, server) = pair(address);
+            let (mut server, _) = again(server);
+            talk(&mut client, &mut server);
+        }
+        // an IPv4 client of a listener for both
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let server = OwnedFd::from(listener.accept().unwrap().0);
+        let (mut server, _) = again(server);
+        talk(&mut client, &mut server);
+    }
+
+    #[test]
+    fn queues_and_options_are_the_same() {
+        let (mut client, server) = pair("127.0.0.1:0");
+        for (level, name, value) in [
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 12_345),
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::SOL_SOCKET, libc::SO_SNDBUF, 30_000),
+            (libc::IPPROTO_IP, libc::IP_TOS, 16),
+        ] {
+            sys::set_option_int(server.as_fd(), level, name, value).unwrap();
+        }
+        sys::set_option(
+            server.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            &[1, 0, 0, 0, 9, 0, 0, 0],
+        )
+        .unwrap();
+        client.write_all(b"not read yet").unwrap();
+        settle(&client);
+        let (mut server, state) = again(server);
+        assert_eq!(state.receive_queue, b"not read yet");
+        let mut got = [0; 12];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"not read yet");
+        talk(&mut client, &mut server);
+    }
+
+    #[test]
+    fn what_was_never_sent_arrives() {
+        let (mut client, server) = pair("127.0.0.1:0");
+        let mut server = TcpStream::from(server);
+        server.set_nonblocking(true).unwrap();
+        let mut written = Vec::new();
+        // the client does not read: the tail stays here
+        while let Ok(count) = server.write(&[written.len() as u8; 10_000]) {
+            written.extend(vec![written.len() as u8; count]);
+        }
+        let (server, state) = again(server.into());
+        assert!(state.unsent > 0 && !state.send_queue.is_empty());
+        let mut got = vec![0; written.len()];
+        client.read_exact(&mut got).unwrap();
+        assert!(got == written);
+        drop(server);
+    }
+
+    #[test]
+    fn a_peer_that_has_finished_is_still_answered() {
+        let (mut client, server) = pair("127.0.0.1:0");
+        client.write_all(b"last words").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        settle(&client);
+        let (mut server, state) = again(server);
+        assert!(state.receive_closed && !state.send_closed);
+        let mut words = String::new();
+        server.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "last words");
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        words.clear();
+        client.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "answer");
+    }
+
+    #[test]
+    fn an_end_that_has_finished_still_reads() {
+        let (mut client, server) = pair("127.0.0.1:0");
+        sys::send_all(server.as_fd(), b"all there is").unwrap();
+        sys::shutdown(server.as_fd(), libc::SHUT_WR).unwrap();
+        settle(&server);
+        let (mut server, state) = again(server);
+        assert!(state.send_closed && !state.receive_closed);
+        let mut words = String::new();
+        client.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "all there is");
+        client.write_all(b"and more").unwrap();
+        drop(client);
+        words.clear();
+        server.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "and more");
+    }
+
+    #[test]
+    fn pairs_have_their_packets_their_ends_and_their_silence() {
+        let diag = sys::UnixDiag::open().unwrap();
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+            let (a, b) = sys::pair(kind).unwrap();
+            sys::send(a.as_fd(), b"one").unwrap();
+            sys::send(a.as_fd(), b"two").unwrap();
+            sys::send(b.as_fd(), b"back").unwrap();
+            sys::shutdown(b.as_fd(), libc::SHUT_WR).unwrap();
+            let capture = |fd: &OwnedFd| {
+                let inode = kfd::file_status(fd.as_fd()).unwrap().inode;
+                let socket = read(fd.as_fd(), SITE, inode, Some(&diag)).unwrap();
+                OpenFile {
+                    flags: libc::O_RDWR,
+                    owner: None,
+                    kind: FileKind::Socket(Box::new(socket)),
+                }
+            };
+            let files = [capture(&a), capture(&b)];
+            let (mut made, _) = build(&files).unwrap();
+            made.sort_by_key(|(index, _)| *index);
+            let [(_, a), (_, b)] = <[Made; 2]>::try_from(made).unwrap();
+            let first: &[u8] = if kind == libc::SOCK_STREAM {
+                b"onetwo"
+            } else {
+                b"one"
+            };
+            assert_eq!(kfd::read(b.as_fd(), 100).unwrap(), first);
+            assert_eq!(kfd::read(a.as_fd(), 100).unwrap(), b"back");
+            assert!(sys::send(b.as_fd(), b"no").is_err());
+            drop(a);
+            if kind != libc::SOCK_DGRAM {
+                let alone = [capture(&b)];
+                let (made, _) = build(&alone).unwrap();
+                let hang_up = libc::POLLHUP;
+                assert_eq!(kfd::poll_now(made[0].1.as_fd(), 0).unwrap() & hang_up, hang_up);
+            }
+        }
+    }
 }

@@ -168,12 +168,11 @@ fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
         &[thread.tid_address],
     );
     thread.rseq.iter().for_each(|rseq| register(calls, *rseq, 0));
+    // always: without one of its own the stub still has its parent's
     let stack = thread.signal_stack;
-    if stack.flags & SS_DISABLE == 0 {
-        let flags = (stack.flags & SS_AUTODISARM) as u32;
-        let address = calls.words(&[stack.base, flags.into(), stack.size]);
-        calls.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
-    }
+    let flags = (stack.flags & (SS_AUTODISARM | SS_DISABLE)) as u32;
+    let address = calls.words(&[stack.base, flags.into(), stack.size]);
+    calls.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0]);
     calls.call(
         "prctl PR_SET_TIMERSLACK",
         libc::SYS_prctl,

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,9 @@ use whimbrel_kernel::memory::MemFile;
 use whimbrel_kernel::pagemap::{Pagemap, ScanArgs};
 use whimbrel_kernel::remote::{find_gadget, find_syscall, Remote, SCRATCH_BYTES};
 use whimbrel_kernel::{memory, namespace, pidfd, ptrace};
-use whimbrel_process::state::FileId;
+use whimbrel_process::capture::{self, Captured, Input, Prefetch, RestartMemo};
+use whimbrel_process::rebuild::{self, Target};
+use whimbrel_process::state::{FileId, FileKind, Socket, SocketDetail, State, TcpConnection, ThreadState};
 
 /// Whoever runs the tests may have pipes open that programs inherit.
 const CLOSE_OTHERS: &str =
@@ -34,6 +36,11 @@ pub struct Program {
 
 impl Program {
     pub fn start(name: &str, args: &[&str]) -> Program {
+        Program::start_in(name, args, None)
+    }
+
+    /// Starts it in a network namespace.
+    pub fn start_in(name: &str, args: &[&str], network: Option<BorrowedFd<'_>>) -> Program {
         let path = whimbrel_testbed::programs::c(name).unwrap();
         let unique = format!(
             "whimbrel-{}-{name}-{}",
@@ -51,10 +58,13 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out);
-        Program {
-            child: command.spawn().unwrap(),
-            log,
-        }
+        let child = match network {
+            Some(network) => namespace::in_network(network, || command.spawn())
+                .unwrap()
+                .unwrap(),
+            None => command.spawn().unwrap(),
+        };
+        Program { child, log }
     }
 
     pub fn pid(&self) -> i32 {
@@ -101,6 +111,8 @@ pub struct Destination {
     pub remote: Remote,
     pub last_gadget: u64,
     pub objects: HashMap<FileId, File>,
+    /// What it was built from.
+    pub state: Option<State>,
 }
 
 fn children() -> Vec<i32> {
@@ -118,12 +130,15 @@ fn thread_id() -> i32 {
 }
 
 impl Destination {
-    /// Makes a process `pid` in a new PID namespace.
-    pub fn new(pid: i32) -> Destination {
+    /// Makes a process `pid` in a new PID namespace, and in the network namespace `network`.
+    pub fn new(pid: i32, network: Option<BorrowedFd<'_>>) -> Destination {
         // a thread whose children go elsewhere cannot make threads any more
-        let (init, stub) = std::thread::spawn(move || spawn_in_new_namespace(pid))
-            .join()
-            .unwrap();
+        let (init, stub) = match network {
+            Some(network) => namespace::in_network(network, || spawn_in_new_namespace(pid)).unwrap(),
+            None => std::thread::spawn(move || spawn_in_new_namespace(pid))
+                .join()
+                .unwrap(),
+        };
         let stopped = ptrace::Stopped::stop_leader(stub).unwrap();
         let gadget = find_gadget(stub, &maps::read(stub).unwrap()).unwrap();
         let remote = Remote::new(stub, stub, gadget).unwrap();
@@ -133,6 +148,7 @@ impl Destination {
             remote,
             last_gadget: gadget,
             objects: HashMap::new(),
+            state: None,
         }
     }
 
@@ -327,4 +343,206 @@ fn hole(first: &[Vma], second: &[Vma], bytes: u64) -> u64 {
             None => return at,
         }
     }
+}
+
+pub fn capture_stopped(stopped: &ptrace::Stopped, memo: &mut RestartMemo) -> Captured {
+    let pid = stopped.pid();
+    let prefetch = Prefetch::read(pid).unwrap();
+    let mappings = maps::read(pid).unwrap();
+    capture::capture(Input {
+        stopped,
+        mappings: &mappings,
+        prefetch: &prefetch,
+        memo,
+    })
+    .unwrap()
+}
+
+/// How a program moves.
+#[derive(Default)]
+pub struct Journey<'a> {
+    /// The network namespace at the other end.
+    pub network: Option<BorrowedFd<'a>>,
+    /// Cuts the network, when every thread has stopped.
+    pub cut: Option<&'a dyn Fn()>,
+    /// Opens it at the other end.
+    pub open: Option<&'a dyn Fn()>,
+}
+
+/// Moves the program on; what it was before has ended when this returns.
+pub fn move_on(
+    program: &mut Program,
+    before: Option<Destination>,
+    memo: &mut RestartMemo,
+    journey: &Journey<'_>,
+) -> Destination {
+    let pid = before.as_ref().map_or(program.pid(), Destination::pid);
+    let stopped = ptrace::Stopped::stop(pid).unwrap();
+    journey.cut.iter().for_each(|cut| cut());
+    let begin = Instant::now();
+    let captured = capture_stopped(&stopped, memo);
+    let capture_time = begin.elapsed();
+    let mut destination = Destination::new(captured.state.processes[0].pid, journey.network);
+    destination.copy(pid);
+    let begin = Instant::now();
+    let objects = &destination.objects;
+    let mut target = Target {
+        remote: &mut destination.remote,
+        last_gadget: destination.last_gadget,
+        network: journey.network,
+        object: &|id| objects.get(&id).map(std::os::fd::AsFd::as_fd),
+    };
+    let rebuilt = rebuild::rebuild(&mut target, &captured.state).unwrap();
+    println!(
+        "{} threads: capture {capture_time:?}, rebuild {:?}",
+        rebuilt.tids.len(),
+        begin.elapsed()
+    );
+    stopped.kill().unwrap();
+    match before {
+        Some(before) => drop(before),
+        None => program.kill(),
+    }
+    let born = destination.stopped.as_mut().unwrap();
+    born.add(&rebuilt.tids[1..]);
+    let again = capture_stopped(born, &mut RestartMemo::default());
+    agree(captured.state.clone(), again.state);
+    destination.state = Some(captured.state);
+    journey.open.iter().for_each(|open| open());
+    capture::leave_repair(destination.pid(), &rebuilt.repaired).unwrap();
+    destination.let_go();
+    destination
+}
+
+/// Both states are the same but for the numbers of inodes and the time that has passed.
+fn agree(before: State, after: State) {
+    let (before, after) = (plain(before), plain(after));
+    let (left, right) = (&before.processes[0], &after.processes[0]);
+    assert_eq!(left.threads.len(), right.threads.len());
+    for (left, right) in left.threads.iter().zip(&right.threads) {
+        let differs = left
+            .extended_registers
+            .iter()
+            .zip(&right.extended_registers)
+            .position(|(a, b)| a != b);
+        assert_eq!(differs, None, "extended registers of thread {}", left.tid);
+        let readable = |thread: &ThreadState| ThreadState {
+            extended_registers: Vec::new(),
+            ..thread.clone()
+        };
+        assert_eq!(readable(left), readable(right), "thread {}", left.tid);
+    }
+    assert_eq!(before.files.len(), after.files.len());
+    for (index, (left, right)) in before.files.iter().zip(&after.files).enumerate() {
+        if let (FileKind::Socket(left), FileKind::Socket(right)) = (&left.kind, &right.kind) {
+            same_socket(left, right);
+        }
+        assert!(left == right, "file {index}: {left:?} {right:?}");
+    }
+    assert_eq!(left.memory, right.memory);
+    assert_eq!(left.signals, right.signals);
+    assert_eq!(left.timers, right.timers);
+    assert_eq!(left.credentials, right.credentials);
+    assert_eq!(left.resource_limits, right.resource_limits);
+    assert_eq!(left.attributes, right.attributes);
+    assert_eq!(left.filesystem, right.filesystem);
+    assert_eq!(left.descriptors, right.descriptors);
+    assert!(before == after);
+}
+
+/// Names what differs, without printing megabytes.
+fn same_socket(left: &Socket, right: &Socket) {
+    let bare = |socket: &Socket| Socket {
+        options: Vec::new(),
+        detail: SocketDetail::Idle,
+        ..socket.clone()
+    };
+    assert_eq!(bare(left), bare(right));
+    for (left, right) in left.options.iter().zip(&right.options) {
+        assert_eq!(left, right);
+    }
+    if let (SocketDetail::Tcp(left), SocketDetail::Tcp(right)) = (&left.detail, &right.detail) {
+        assert!(left.receive_queue == right.receive_queue && left.send_queue == right.send_queue);
+        let bare = |connection: &TcpConnection| {
+            let empty = Vec::new();
+            TcpConnection {
+                receive_queue: empty.clone(),
+                send_queue: empty,
+                ..connection.clone()
+            }
+        };
+        assert_eq!(bare(left), bare(right));
+    }
+}
+
+/// Without what differs between two captures of the same state.
+fn plain(mut state: State) -> State {
+    state.clocks = Default::default();
+    let mut ranks: HashMap<u64, u64> = HashMap::new();
+    let mut rank = |inode: u64| {
+        if inode == 0 {
+            0
+        } else {
+            let next = ranks.len() as u64 + 1;
+            *ranks.entry(inode).or_insert(next)
+        }
+    };
+    for file in &mut state.files {
+        match &mut file.kind {
+            FileKind::Socket(socket) => {
+                socket.inode = rank(socket.inode);
+                // set in units of two bytes
+                socket.buffers.receive &= !1;
+                match &mut socket.detail {
+                    SocketDetail::Unix(end) => end.peer = rank(end.peer),
+                    SocketDetail::Tcp(connection) => {
+                        // the clock goes on; a closed window stands for the peer's until it answers; the peer's FIN is only its end
+                        // of file here
+                        connection.timestamp = 0;
+                        connection.window[1] = 0;
+                        // looking into a full queue makes the kernel choose our window again
+                        connection.window[3] = 0;
+                    }
+                    _ => {}
+                }
+                // what the repair mode makes of SO_REUSEADDR
+                let repaired = matches!(socket.detail, SocketDetail::Tcp(_));
+                socket
+                    .options
+                    .retain(|option| !(repaired && (option.level, option.name) == (1, libc::SO_REUSEADDR)));
+            }
+            FileKind::Memory { object, .. } => *object = Default::default(),
+            // the kernel orders them by their addresses
+            FileKind::Epoll(registrations) => registrations.sort_by_key(|registration| registration.fd),
+            FileKind::Timer(timer) => {
+                // armed by its deadline; it may expire meanwhile
+                timer.remaining_ns = timer.remaining_ns.min(1);
+                timer.ticks = 0;
+                timer.settime_flags = 0;
+            }
+            _ => {}
+        }
+    }
+    for process in &mut state.processes {
+        // one whose signal waits to be delivered stands still until then
+        process
+            .timers
+            .interval
+            .iter_mut()
+            .for_each(|(_, value)| *value = 0);
+        process
+            .timers
+            .posix
+            .iter_mut()
+            .for_each(|timer| timer.remaining_ns = timer.remaining_ns.min(1));
+        process.attributes.process_group = 0;
+        process.attributes.session = 0;
+        // timers may fire meanwhile
+        process.signals.pending.clear();
+        process
+            .threads
+            .iter_mut()
+            .for_each(|thread| thread.pending.clear());
+    }
+    state
 }
