@@ -425,3 +425,61 @@ pub(crate) fn unix_diag(pid: i32) -> capture::Result<socket::UnixDiag> {
     let network = namespace::open(pid, "net")?;
     Ok(namespace::in_network(network.as_fd(), socket::UnixDiag::open)??)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(path: &str, shared: bool, flags: VmFlags) -> String {
+        let vma = Vma {
+            start: 0x1000,
+            end: 0x3000,
+            inode: 1,
+            path: path.into(),
+            shared,
+            flags,
+            ..Vma::default()
+        };
+        mappings(9, &[vma]).map_or_else(|refusal| refusal.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn mappings_that_move() {
+        for (path, shared) in [
+            ("", false),
+            ("[heap]", false),
+            ("/usr/lib/libc.so.6", false),
+            ("/memfd:x (deleted)", false),
+            ("/dev/zero (deleted)", true),
+            ("/dev/shm/x", true),
+            ("/tmp/hsperfdata_root/7 (deleted)", true),
+        ] {
+            assert_eq!(judged(path, shared, VmFlags::LOCKED), "", "{path}");
+        }
+    }
+
+    #[test]
+    fn mappings_that_stay_have_their_sentences() {
+        for (path, flags, part) in [
+            ("/dev/hugepages/x", VmFlags::HUGETLB, "hugetlbfs"),
+            ("/[aio] (deleted)", VmFlags::NONE, "asynchronous I/O"),
+            ("/SYSV00000000 (deleted)", VmFlags::NONE, "System V"),
+            ("anon_inode:[perf_event]", VmFlags::NONE, "kernel object"),
+            ("/dev/dri/card0", VmFlags::NONE, "is a device (/dev/dri/card0)"),
+            ("/secretmem (deleted)", VmFlags::NONE, "secret memory"),
+            ("", VmFlags::SHADOW_STACK, "shadow stack"),
+            ("", VmFlags::PFN_MAP, "memory of a device"),
+            (
+                "/usr/lib/old.so (deleted)",
+                VmFlags::NONE,
+                "deleted or replaced (/usr/lib/old.so (deleted))",
+            ),
+        ] {
+            let text = judged(path, false, flags);
+            assert!(
+                text.starts_with("mapping 0x1000-0x3000 of process 9 ") && text.contains(part),
+                "{text}"
+            );
+        }
+    }
+}

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use whimbrel_kernel::maps::{self, Vma};
@@ -42,22 +43,26 @@ impl Program {
     /// Starts it in a network namespace.
     pub fn start_in(name: &str, args: &[&str], network: Option<BorrowedFd<'_>>) -> Program {
         let path = whimbrel_testbed::programs::c(name).unwrap();
-        let unique = format!(
-            "whimbrel-{}-{name}-{}",
-            std::process::id(),
-            args.join("-").replace('/', "_")
-        );
-        let log = std::env::temp_dir().join(unique);
+        let mut words = vec![path.to_str().unwrap()];
+        words.extend(args);
+        Program::run(&words, Stdio::null(), network)
+    }
+
+    /// Starts a Perl script; every Debian has the interpreter.
+    pub fn perl(script: &str, input: Stdio) -> Program {
+        let begin = "use strict; use warnings; use Socket; use POSIX (); $| = 1; sub done { print \"ready\\n\"; sleep 1000 } ";
+        let script = format!("{begin} {script}; done()");
+        Program::run(&["/usr/bin/perl", "-e", &script], input, None)
+    }
+
+    fn run(words: &[&str], input: Stdio, network: Option<BorrowedFd<'_>>) -> Program {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = std::env::temp_dir().join(format!("whimbrel-program-{}-{count}", std::process::id()));
         let out = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new("setsid");
-        command
-            .args(["bash", "-c", CLOSE_OTHERS, "bash"])
-            .arg(path)
-            .args(args);
-        command
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
-            .stderr(out);
+        command.args(["bash", "-c", CLOSE_OTHERS, "bash"]).args(words);
+        command.stdin(input).stdout(out.try_clone().unwrap()).stderr(out);
         let child = match network {
             Some(network) => namespace::in_network(network, || command.spawn())
                 .unwrap()
@@ -78,7 +83,11 @@ impl Program {
 
     /// Waits until the program has written so many more lines, and none of them is a complaint.
     pub fn goes_on(&self, more: usize) {
-        let wanted = self.lines().len() + more;
+        self.has_written(self.lines().len() + more);
+    }
+
+    /// Waits until the program has written so many lines in all, and none of them is a complaint.
+    pub fn has_written(&self, wanted: usize) {
         let begin = Instant::now();
         while self.lines().len() < wanted {
             assert!(
@@ -345,17 +354,24 @@ fn hole(first: &[Vma], second: &[Vma], bytes: u64) -> u64 {
     }
 }
 
-pub fn capture_stopped(stopped: &ptrace::Stopped, memo: &mut RestartMemo) -> Captured {
+pub fn try_capture(stopped: &ptrace::Stopped) -> capture::Result<Captured> {
+    capture_with(stopped, &mut RestartMemo::default())
+}
+
+fn capture_with(stopped: &ptrace::Stopped, memo: &mut RestartMemo) -> capture::Result<Captured> {
     let pid = stopped.pid();
-    let prefetch = Prefetch::read(pid).unwrap();
-    let mappings = maps::read(pid).unwrap();
+    let prefetch = Prefetch::read(pid)?;
+    let mappings = maps::read(pid)?;
     capture::capture(Input {
         stopped,
         mappings: &mappings,
         prefetch: &prefetch,
         memo,
     })
-    .unwrap()
+}
+
+pub fn capture_stopped(stopped: &ptrace::Stopped, memo: &mut RestartMemo) -> Captured {
+    capture_with(stopped, memo).unwrap()
 }
 
 /// How a program moves.
