@@ -72,6 +72,12 @@ pub trait Workload {
         failed: &mut Vec<PageRun>,
     ) -> Result<(), Self::Error>;
 
+    /// Reads what [`Workload::freeze`] will need and what can be had while the workload runs. Called right before it, and
+    /// no part of the downtime.
+    fn make_ready(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Stops every thread and the network of the workload. Frozen on success, running on failure.
     fn freeze(&mut self) -> Result<(), Self::Error>;
 

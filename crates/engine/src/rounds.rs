@@ -113,6 +113,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
 
     fn freeze(&mut self) -> Result<()> {
         self.settle()?;
+        self.workload.make_ready().map_err(Error::workload)?;
         self.begin(Phase::Freeze)?;
         self.tally.frozen = Some(Instant::now());
         self.workload.freeze().map_err(Error::workload)?;

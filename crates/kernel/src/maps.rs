@@ -237,10 +237,16 @@ fn parse(text: &str) -> std::result::Result<Vec<Vma>, String> {
             }
             continue;
         }
-        let vma = parse_line(line).ok_or_else(|| line.to_string())?;
-        let in_order = vmas.last().is_none_or(|last: &Vma| last.end <= vma.start);
-        if !in_order || vmas.len() >= MAPPINGS_MAX {
+        let mut vma = parse_line(line).ok_or_else(|| line.to_string())?;
+        // The kernel goes on after the last address that it has shown. A mapping of a running process that grew meanwhile begins
+        // before that; only its new part counts.
+        let shown = vmas.last().map_or(0, |last: &Vma| last.end);
+        if vma.end <= shown || vmas.len() >= MAPPINGS_MAX {
             return Err(line.to_string());
+        }
+        if vma.start < shown {
+            vma.offset += if vma.inode == 0 { 0 } else { shown - vma.start };
+            vma.start = shown;
         }
         vmas.push(vma);
     }
@@ -354,6 +360,15 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         assert!(
             parse("1000-2000 r--p 0 0:0 0\n0-1000 r--p 0 0:0 0").is_err(),
             "out of order"
+        );
+    }
+
+    #[test]
+    fn a_mapping_that_grew_while_we_read_counts_from_where_we_were() {
+        let vmas = parse("1000-3000 rw-p 0 0:0 0\n2000-5000 rw-p 7000 1:2 9 /a\n").unwrap();
+        assert_eq!(
+            (vmas[1].start, vmas[1].end, vmas[1].offset),
+            (0x3000, 0x5000, 0x8000)
         );
     }
 

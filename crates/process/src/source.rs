@@ -38,6 +38,8 @@ use crate::vdso::KernelMappings;
 const CAPTURES_MAX: u32 = 20;
 /// How long it runs in between: so long after the first attempt, twice as long after the second, and so on.
 const CAPTURE_PAUSE: Duration = Duration::from_millis(10);
+/// How often the workload is checked before a refusal stands.
+const CHECKS_MIN: u32 = 4;
 /// How often the flags of mappings are read anew when new mappings appear before the freeze.
 const FLAG_READINGS_MAX: u32 = 3;
 /// The log's tail that travels with the state, in bytes: it is part of the blackout.
@@ -126,6 +128,8 @@ pub struct ProcessWorkload {
     tracker: Tracker,
     memory: MemFile,
     memo: RestartMemo,
+    /// Read before the freeze.
+    prefetch: Option<Prefetch>,
     frozen: Option<Frozen>,
     held: bool,
     released: bool,
@@ -182,6 +186,7 @@ impl ProcessWorkload {
             tracker: Tracker::watch(pid)?,
             memory: MemFile::open(pid)?,
             memo: RestartMemo::default(),
+            prefetch: None,
             frozen: None,
             held: false,
             released: false,
@@ -265,11 +270,10 @@ impl ProcessWorkload {
         Ok((vmas, layout))
     }
 
-    /// Stops the process until every mapping has known flags. What is newer than the flags is known to nobody else yet, so
-    /// that the last reading, of the stopped process, is slow but true.
+    /// Stops the process until every mapping has known flags. They were read while it ran; if new mappings have appeared
+    /// since then they are read anew, at last from the stopped process, which is slow but true.
     fn stop_with_flags(&mut self) -> Result<(Stopped, Vec<Vma>)> {
         for reading in 1.. {
-            self.refresh_flags()?;
             let stopped = Stopped::stop(self.pid)?;
             match self.frozen_vmas(reading == FLAG_READINGS_MAX) {
                 Ok(Some(vmas)) => return Ok((stopped, vmas)),
@@ -278,6 +282,7 @@ impl ProcessWorkload {
                     stopped.detach();
                     other?;
                     mended?;
+                    self.refresh_flags()?;
                 }
             }
         }
@@ -322,8 +327,8 @@ impl ProcessWorkload {
     fn check(&self) -> Result<()> {
         for attempt in 1.. {
             match check::check(self.pid, &CheckOptions::default()) {
-                // A child may have ended since it was found.
-                Err(_) if attempt < 2 || attempt < CAPTURES_MAX && self.has_children()? => {
+                // A child may have ended since it was found, and the next one be there already.
+                Err(_) if attempt < CHECKS_MIN || attempt < CAPTURES_MAX && self.has_children()? => {
                     std::thread::sleep(CAPTURE_PAUSE * attempt);
                 }
                 checked => return Ok(checked?),
@@ -533,9 +538,21 @@ impl Workload for ProcessWorkload {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<()> {
+    fn make_ready(&mut self) -> Result<()> {
         let prefetch = Prefetch::read(self.pid)?;
         self.resources.sockets = prefetch.sockets.clone();
+        self.prefetch = Some(prefetch);
+        self.refresh_flags()
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        if self.prefetch.is_none() {
+            self.make_ready()?;
+        }
+        let prefetch = self
+            .prefetch
+            .take()
+            .ok_or_else(|| self.unfit("was not made ready"))?;
         let (stopped, vmas) = self.stop_with_flags()?;
         self.frozen = Some(Frozen {
             stopped,

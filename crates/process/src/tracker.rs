@@ -93,7 +93,9 @@ impl Tracker {
     /// The process has ended.
     pub fn scan(&mut self, vmas: &[Vma]) -> Result<Vec<PageRun>> {
         let mut found = Vec::new();
-        for span in std::mem::take(&mut self.failed) {
+        let failed = std::mem::take(&mut self.failed);
+        // Only what the layout shows: something newer may lie there by now.
+        for span in failed.iter().flat_map(|span| parts(vmas, *span)) {
             self.pagemap
                 .scan(span.start..span.end, ScanArgs::private_present(), &mut found)?;
         }
@@ -193,8 +195,7 @@ impl Tracker {
     pub fn huge(&self, vmas: &[Vma]) -> Result<Vec<Span>> {
         let mut spans = self.huge_spans(vmas)?;
         for old in &self.huge {
-            let inside = private(vmas).filter(|vma| vma.start < old.end && old.start < vma.end);
-            spans.extend(inside.filter_map(|vma| whole_huge(vma.start.max(old.start), vma.end.min(old.end))));
+            spans.extend(parts(vmas, *old).filter_map(|part| whole_huge(part.start, part.end)));
         }
         spans.sort_unstable();
         let mut merged: Vec<Span> = Vec::new();
@@ -250,6 +251,15 @@ pub(crate) fn pieces(spans: &[(u64, usize)]) -> Vec<(u64, usize)> {
 
 fn private(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
     vmas.iter().filter(|vma| !vma.shared && !vma.is_special())
+}
+
+/// The parts of `span` that are private mappings.
+fn parts(vmas: &[Vma], span: Span) -> impl Iterator<Item = Span> + '_ {
+    let inside = private(vmas).filter(move |vma| vma.start < span.end && span.start < vma.end);
+    inside.map(move |vma| Span {
+        start: vma.start.max(span.start),
+        end: vma.end.min(span.end),
+    })
 }
 
 fn whole_huge(start: u64, end: u64) -> Option<Span> {

@@ -1,0 +1,345 @@
+//! Real programs move by the two halves of the contract, without a network between them: what matters here is memory, and that
+//! nothing is left of a move or of its failure.
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::Program;
+use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::{Mode, Outcome, Recover, Replica, Workload};
+use whimbrel_kernel::{maps, proc};
+use whimbrel_policy::{Pages, Scan, PAGE_SIZE};
+use whimbrel_process::container::{self, Entry, Options, Phase, Registry};
+use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
+
+const BATCH_PAGES: u64 = 256;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A host: a list of workloads of its own.
+struct Host {
+    registry: Registry,
+    root: PathBuf,
+}
+
+impl Host {
+    fn new(test: &str) -> Host {
+        let root = std::env::temp_dir().join(format!("whimbrel-moves-{}-{test}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        Host {
+            registry: Registry::at(&root),
+            root,
+        }
+    }
+
+    fn replica(&self) -> ProcessReplica {
+        let test = std::env::current_exe().unwrap();
+        let program = test.ancestors().nth(2).unwrap().join("examples/init");
+        let missing = "build it with: cargo build -p whimbrel-process --examples";
+        assert!(program.exists(), "{} is missing; {missing}", program.display());
+        let registry = self.registry.clone();
+        ProcessReplica::new(Options {
+            program,
+            registry,
+            ..Options::default()
+        })
+    }
+
+    /// The one workload that runs here.
+    fn entry(&self) -> Entry {
+        let mut entries = self.registry.list().unwrap();
+        entries.retain(|entry| entry.phase == Phase::Running);
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        entries.remove(0)
+    }
+
+    /// The directory goes with the last workload.
+    fn is_empty(&self) {
+        assert_eq!(fs::read_dir(&self.root).map_or(0, Iterator::count), 0);
+    }
+
+    fn source(&self) -> ProcessWorkload {
+        let entry = self.entry();
+        ProcessWorkload::new(entry.process.unwrap().pid, Some(&entry)).unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for entry in self.registry.list().unwrap_or_default() {
+            let _ = container::end(&entry.resources);
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// What a policy knows, in its simplest form.
+#[derive(Default)]
+struct Move {
+    owed: Pages,
+    copied: Pages,
+    touched: Pages,
+    bytes: u64,
+}
+
+impl Move {
+    fn take(&mut self, scan: &Scan) {
+        for run in &scan.lost {
+            self.owed.remove(*run);
+            self.copied.remove(*run);
+            self.touched.remove(*run);
+        }
+        let written = Pages::from_runs(&scan.written).unwrap();
+        self.copied.subtract(&written);
+        self.owed.union_with(&written);
+    }
+
+    fn follow(&self, scanned: &Scanned, replica: &mut ProcessReplica) {
+        if let Some(layout) = &scanned.layout {
+            replica.follow(layout).unwrap();
+        }
+    }
+
+    fn send(&mut self, source: &mut ProcessWorkload, replica: &mut ProcessReplica, running: bool) {
+        let runs: Vec<_> = self.owed.runs().collect();
+        let mut buffer = vec![0; (BATCH_PAGES * PAGE_SIZE) as usize];
+        for mut run in runs {
+            while run.count > 0 {
+                let mut some = run;
+                some.count = run.count.min(BATCH_PAGES);
+                (run.first, run.count) = (run.first + some.count, run.count - some.count);
+                let bytes = &mut buffer[..(some.count * PAGE_SIZE) as usize];
+                let mut failed = Vec::new();
+                source.read(&[some], bytes, &mut failed).unwrap();
+                assert!(running || failed.is_empty(), "{failed:?} of a frozen workload");
+                if !failed.is_empty() {
+                    continue; // stays owed
+                }
+                match bytes.iter().all(|byte| *byte == 0) {
+                    true => replica.zero(some).unwrap(),
+                    false => replica.write(some, bytes).unwrap(),
+                }
+                self.bytes += some.count * PAGE_SIZE;
+                self.owed.remove(some);
+                self.copied.insert(some).unwrap();
+                self.touched.insert(some).unwrap();
+            }
+        }
+    }
+
+    /// All rounds, and the replica loaded; the source is held.
+    fn until_loaded(
+        mode: Mode,
+        rounds: u32,
+        source: &mut ProcessWorkload,
+        replica: &mut ProcessReplica,
+    ) -> u64 {
+        let mut progress = Move::default();
+        replica.prepare(&source.describe().unwrap()).unwrap();
+        source.begin(mode).unwrap();
+        for _ in 0..rounds {
+            let scanned = source.scan().unwrap();
+            progress.take(&scanned.scan);
+            progress.follow(&scanned, replica);
+            progress.send(source, replica, true);
+        }
+        source.make_ready().unwrap();
+        source.freeze().unwrap();
+        let state = source.capture().unwrap();
+        let scanned = source.scan_frozen().unwrap();
+        progress.take(&scanned.scan);
+        let present = Pages::from_runs(&scanned.scan.present.clone().unwrap()).unwrap();
+        progress.owed.intersect_with(&present);
+        let mut missing = present.clone();
+        missing.subtract(&progress.copied);
+        progress.owed.union_with(&missing);
+        progress.follow(&scanned, replica);
+        let mut dropped = std::mem::take(&mut progress.touched);
+        dropped.subtract(&present);
+        dropped.runs().for_each(|run| replica.forget(run).unwrap());
+        progress.bytes = 0;
+        progress.send(source, replica, false);
+        source.hold().unwrap();
+        replica.load(&state).unwrap();
+        progress.bytes
+    }
+}
+
+/// Moves it, and returns the bytes that went while it was frozen.
+fn moved(mode: Mode, mut source: ProcessWorkload, to: &Host) -> u64 {
+    let rounds = if mode == Mode::Live { 3 } else { 0 };
+    let mut replica = to.replica();
+    let bytes = Move::until_loaded(mode, rounds, &mut source, &mut replica);
+    replica.start().unwrap();
+    source.release(Outcome::Moved).unwrap();
+    replica.settle().unwrap();
+    bytes
+}
+
+fn of(program: &Program) -> ProcessWorkload {
+    ProcessWorkload::new(program.pid(), None).unwrap()
+}
+
+/// Nothing of ours is in the process any more, and nothing holds it.
+fn is_untouched(pid: i32) {
+    let begin = Instant::now();
+    while proc::Status::read(pid).unwrap().number("TracerPid") != Some(0) {
+        assert!(begin.elapsed() < PATIENCE, "it is still traced");
+        std::thread::yield_now();
+    }
+    let flags = proc::text(pid, "smaps").unwrap();
+    assert!(
+        !flags
+            .lines()
+            .any(|line| line.starts_with("VmFlags:") && line.contains(" uw")),
+        "still tracked"
+    );
+    let group = proc::text(pid, "cgroup").unwrap();
+    assert!(!group.contains("whimbrel-"), "{group}");
+}
+
+#[test]
+fn every_kind_of_memory_moves_there_and_back() {
+    let directory = std::env::temp_dir().join(format!("whimbrel-memory-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    let program = Program::start("memory", &[directory.to_str().unwrap()]);
+    program.goes_on(2);
+    let (here, there) = (Host::new("kinds-here"), Host::new("kinds-there"));
+    moved(Mode::Live, of(&program), &there);
+    program.goes_on(3);
+    for mode in [Mode::Stopped, Mode::Live] {
+        moved(mode, there.source(), &here);
+        program.goes_on(3);
+        moved(mode, here.source(), &there);
+        program.goes_on(3);
+    }
+    drop((here, there));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_torture_of_mappings_moves_ten_times_without_a_wrong_byte() {
+    let program = Program::start("torture", &["11"]);
+    program.goes_on(2);
+    let hosts = [Host::new("torture-0"), Host::new("torture-1")];
+    moved(Mode::Live, of(&program), &hosts[0]);
+    for turn in 1..10 {
+        program.goes_on(2);
+        moved(Mode::Live, hosts[(turn + 1) % 2].source(), &hosts[turn % 2]);
+    }
+    program.goes_on(3);
+}
+
+#[test]
+fn huge_pages_arrive_as_huge_pages() {
+    let program = Program::start("hugepages", &["32"]);
+    program.goes_on(2);
+    let host = Host::new("huge");
+    moved(Mode::Live, of(&program), &host);
+    program.goes_on(3);
+    let last = program.lines().pop().unwrap();
+    assert!(last.ends_with("huge 32 of 32"), "{last}");
+}
+
+#[test]
+fn what_was_sent_before_is_not_sent_again() {
+    let program = Program::start("counter", &["64"]);
+    program.goes_on(2);
+    let host = Host::new("little");
+    let bytes = moved(Mode::Live, of(&program), &host);
+    program.goes_on(2);
+    assert!(bytes < 8 << 20, "{bytes} bytes while it was frozen");
+}
+
+#[test]
+fn after_a_failure_the_source_runs_on_with_nothing_of_ours_in_it() {
+    for (name, rounds) in [("memory", 2), ("machinery", 1), ("hugepages", 2)] {
+        let program = Program::start(name, &[]);
+        program.goes_on(2);
+        let host = Host::new(&format!("failure-{name}"));
+        let (mut source, mut replica) = (of(&program), host.replica());
+        Move::until_loaded(Mode::Live, rounds, &mut source, &mut replica);
+        replica.discard().unwrap();
+        replica.discard().unwrap();
+        source.release(Outcome::Stays).unwrap();
+        source.release(Outcome::Stays).unwrap();
+        program.goes_on(3);
+        is_untouched(program.pid());
+        host.is_empty();
+        if name == "hugepages" {
+            let last = program.lines().pop().unwrap();
+            assert!(last.ends_with("huge 64 of 64"), "{last}");
+        }
+    }
+}
+
+/// Runs `work` as a controller would that then dies: its tracees are let go, nothing else is undone.
+fn dead_controller(work: impl FnOnce() -> (Vec<u8>, Vec<u8>) + Send) -> (Vec<u8>, Vec<u8>) {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn the_journal_alone_is_enough_to_go_back() {
+    let program = Program::start("machinery", &["back"]);
+    program.goes_on(2);
+    let host = Host::new("back");
+    let pid = program.pid();
+    let (theirs, ours) = dead_controller(|| {
+        let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
+        Move::until_loaded(Mode::Live, 1, &mut source, &mut replica);
+        let resources = (source.resources(), replica.resources());
+        std::mem::forget(source);
+        std::mem::forget(replica);
+        resources
+    });
+    let frozen = program.lines().len();
+    assert_eq!(program.lines().len(), frozen);
+    for _ in 0..2 {
+        ProcessRecover.discard(&ours).unwrap();
+        ProcessRecover.stays(&theirs).unwrap();
+    }
+    program.goes_on(3);
+    host.is_empty();
+}
+
+#[test]
+fn the_journal_alone_is_enough_to_go_on() {
+    let program = Program::start("machinery", &["on"]);
+    program.goes_on(2);
+    let host = Host::new("on");
+    let pid = program.pid();
+    let (theirs, ours) = dead_controller(|| {
+        let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
+        Move::until_loaded(Mode::Live, 1, &mut source, &mut replica);
+        let resources = (source.resources(), replica.resources());
+        std::mem::forget(source);
+        std::mem::forget(replica);
+        resources
+    });
+    for _ in 0..2 {
+        ProcessRecover.start(&ours).unwrap();
+        ProcessRecover.moved(&theirs).unwrap();
+    }
+    program.goes_on(3);
+    let entry = host.entry();
+    assert!(maps::read(entry.process.unwrap().pid).is_ok());
+}
+
+#[test]
+fn a_workload_that_only_was_looked_at_is_as_before() {
+    let program = Program::start("machinery", &["look"]);
+    program.goes_on(2);
+    let mut source = of(&program);
+    source.describe().unwrap();
+    source.begin(Mode::Live).unwrap();
+    for _ in 0..20 {
+        source.scan().unwrap();
+    }
+    source.release(Outcome::Stays).unwrap();
+    program.goes_on(2);
+    is_untouched(program.pid());
+}

@@ -1,0 +1,268 @@
+/*
+ * memory [DIRECTORY]: has memory of every kind that a mapping can be, changes some of each in every step by every way there is
+ * (through one mapping, through another, through the descriptor) and checks all of it, ten lines a second.
+ *
+ * The content of a page follows from its kind, its number and its generation; generation 0 is what was there first.
+ * DIRECTORY is for files; a file in it that is called like a JVM's counters (hsperfdata_test/1) moves along.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define PAGES 64UL
+#define WORDS (PAGE / sizeof(uint64_t))
+
+enum kind {
+	SHARED_ANONYMOUS,
+	MEMFD,
+	MEMFD_PRIVATE,
+	UNLINKED,
+	CARRIED,
+	FILE_PRIVATE,
+	READ_ONLY,
+	NO_ACCESS,
+	LOCKED,
+	ADVISED,
+	NAMED,
+	KINDS,
+};
+
+static const char *const names[KINDS] = {
+	"shared anonymous", "memfd", "private memfd", "unlinked", "carried", "private file",
+	"read-only", "no access", "locked", "advised", "named",
+};
+
+struct region {
+	uint64_t *pages;
+	/* Where writes go: another mapping of the same memory, or the same one. */
+	uint64_t *writable;
+	/* Descriptor for writes past all mappings, or -1. */
+	int fd;
+	int protection;
+	uint64_t generations[PAGES];
+};
+
+static struct region regions[KINDS];
+static unsigned int seed = 1;
+
+static void fail(const char *what, unsigned long page, uint64_t got, uint64_t expected)
+{
+	printf("BAD memory: %s page %lu: %#lx instead of %#lx\n", what, page, got, expected);
+	fflush(stdout);
+	_exit(1);
+}
+
+static void need(int ok, const char *what)
+{
+	if (!ok) {
+		printf("BAD memory: %s: %s\n", what, strerror(errno));
+		fflush(stdout);
+		_exit(1);
+	}
+}
+
+static uint64_t word(int kind, unsigned long page, uint64_t generation, unsigned long index)
+{
+	uint64_t x = ((uint64_t)kind << 56) ^ (page << 40) ^ (generation << 12) ^ index;
+	/* The finalizer of MurmurHash3. */
+	x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdULL;
+	return x ^ (x >> 33);
+}
+
+/* What a page holds before it is written for the first time: a file's content, or zeros. */
+static uint64_t original(int kind, unsigned long page, unsigned long index)
+{
+	return kind == FILE_PRIVATE || kind == MEMFD_PRIVATE ? word(kind, page, 0, index) : 0;
+}
+
+static void *map(size_t pages, int protection, int flags, int fd)
+{
+	void *place = mmap(NULL, pages * PAGE, protection, flags, fd, 0);
+
+	need(place != MAP_FAILED, "mmap");
+	return place;
+}
+
+static void write_page(int kind, unsigned long page)
+{
+	struct region *region = &regions[kind];
+	uint64_t content[WORDS];
+	uint64_t generation = ++region->generations[page];
+	size_t bytes = PAGES * PAGE;
+
+	/* Every eighth generation is all zeros. */
+	for (unsigned long i = 0; i < WORDS; i++)
+		content[i] = generation % 8 ? word(kind, page, generation, i) : 0;
+	if (region->fd >= 0 && generation % 2) {
+		need(pwrite(region->fd, content, PAGE, (off_t)(page * PAGE)) == (ssize_t)PAGE, "pwrite");
+		return;
+	}
+	if (!(region->protection & PROT_WRITE))
+		need(mprotect(region->pages, bytes, PROT_READ | PROT_WRITE) == 0, "mprotect");
+	memcpy(region->writable + page * WORDS, content, PAGE);
+	if (!(region->protection & PROT_WRITE))
+		need(mprotect(region->pages, bytes, region->protection) == 0, "mprotect");
+}
+
+static void check_page(int kind, unsigned long page)
+{
+	struct region *region = &regions[kind];
+	uint64_t generation = region->generations[page];
+
+	for (unsigned long i = 0; i < WORDS; i += 37) {
+		uint64_t expected = generation % 8 ? word(kind, page, generation, i) : 0;
+		if (generation == 0)
+			expected = original(kind, page, i);
+		if (region->pages[page * WORDS + i] != expected)
+			fail(names[kind], page, region->pages[page * WORDS + i], expected);
+	}
+}
+
+static void check(int kind)
+{
+	struct region *region = &regions[kind];
+
+	if (region->protection == PROT_NONE)
+		need(mprotect(region->pages, PAGES * PAGE, PROT_READ) == 0, "mprotect");
+	for (unsigned long page = 0; page < PAGES; page++)
+		check_page(kind, page);
+	if (region->protection == PROT_NONE)
+		need(mprotect(region->pages, PAGES * PAGE, PROT_NONE) == 0, "mprotect");
+}
+
+static int fill(int fd, int kind)
+{
+	for (unsigned long page = 0; page < PAGES; page++) {
+		uint64_t content[WORDS];
+		for (unsigned long i = 0; i < WORDS; i++)
+			content[i] = word(kind, page, 0, i);
+		need(write(fd, content, PAGE) == (ssize_t)PAGE, "write");
+	}
+	return fd;
+}
+
+static int new_file(const char *directory, const char *name)
+{
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/%s", directory, name);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
+	need(fd >= 0, path);
+	return fd;
+}
+
+static int sized(int fd)
+{
+	need(ftruncate(fd, (off_t)(PAGES * PAGE)) == 0, "ftruncate");
+	return fd;
+}
+
+static void private_region(int kind, int protection)
+{
+	regions[kind] = (struct region){ .fd = -1, .protection = protection };
+	regions[kind].pages = regions[kind].writable = map(PAGES, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+static void mapped(int kind, int flags, int fd, int keep)
+{
+	regions[kind] = (struct region){ .fd = keep ? fd : -1, .protection = PROT_READ | PROT_WRITE };
+	regions[kind].pages = map(PAGES, PROT_READ | PROT_WRITE, flags, fd);
+	/* A second mapping of what is shared. */
+	regions[kind].writable = flags & MAP_SHARED && fd >= 0 ? map(PAGES, PROT_READ | PROT_WRITE, flags, fd)
+							       : regions[kind].pages;
+	if (fd >= 0 && !keep)
+		close(fd);
+}
+
+static uint64_t *sealed_pages;
+
+/* Shared memory that nobody can write any more. */
+static void seal(void)
+{
+	int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	need(fd >= 0, "memfd_create");
+	fill(fd, KINDS);
+	need(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0, "F_ADD_SEALS");
+	sealed_pages = map(PAGES, PROT_READ, MAP_SHARED, fd);
+	/* The descriptor stays open. */
+	need(write(fd, "x", 1) < 0 && errno == EPERM, "the seal");
+}
+
+static void check_sealed(void)
+{
+	for (unsigned long page = 0; page < PAGES; page++)
+		if (sealed_pages[page * WORDS + 9] != word(KINDS, page, 0, 9))
+			fail("sealed", page, sealed_pages[page * WORDS + 9], word(KINDS, page, 0, 9));
+	need(mprotect(sealed_pages, PAGE, PROT_READ | PROT_WRITE) < 0 && errno == EACCES, "the seal of the mapping");
+}
+
+static void set_up(const char *directory)
+{
+	char inner[4096];
+	int fd;
+
+	mapped(SHARED_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	mapped(MEMFD, MAP_SHARED, sized(memfd_create("visible", MFD_CLOEXEC)), 1);
+	mapped(MEMFD_PRIVATE, MAP_PRIVATE, fill(memfd_create("behind", MFD_CLOEXEC), MEMFD_PRIVATE), 0);
+	fd = sized(new_file(directory, "unlinked"));
+	mapped(UNLINKED, MAP_SHARED, fd, 0);
+	snprintf(inner, sizeof inner, "%s/unlinked", directory);
+	need(unlink(inner) == 0, "unlink");
+	snprintf(inner, sizeof inner, "%s/hsperfdata_test", directory);
+	mkdir(inner, 0755);
+	mapped(CARRIED, MAP_SHARED, sized(new_file(directory, "hsperfdata_test/1")), 0);
+	fd = fill(new_file(directory, "file"), FILE_PRIVATE);
+	mapped(FILE_PRIVATE, MAP_PRIVATE, fd, 0);
+	private_region(READ_ONLY, PROT_READ);
+	private_region(NO_ACCESS, PROT_NONE);
+	private_region(LOCKED, PROT_READ | PROT_WRITE);
+	need(mlock(regions[LOCKED].pages, PAGES * PAGE) == 0, "mlock");
+	private_region(ADVISED, PROT_READ | PROT_WRITE);
+	need(madvise(regions[ADVISED].pages, PAGES * PAGE, MADV_DONTFORK) == 0, "MADV_DONTFORK");
+	need(madvise(regions[ADVISED].pages, PAGES * PAGE, MADV_DONTDUMP) == 0, "MADV_DONTDUMP");
+	private_region(NAMED, PROT_READ | PROT_WRITE);
+	seal();
+}
+
+/* Makes a page anew as nobody had ever written it. */
+static void forget_page(int kind, unsigned long page)
+{
+	struct region *region = &regions[kind];
+
+	if (kind == LOCKED)
+		return;
+	need(madvise(region->pages + page * WORDS, PAGE, MADV_DONTNEED) == 0, "MADV_DONTNEED");
+	if (kind != SHARED_ANONYMOUS && kind != MEMFD && kind != UNLINKED && kind != CARRIED)
+		region->generations[page] = 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *directory = argc > 1 ? argv[1] : "/tmp";
+	struct timespec step = { 0, 100000000L };
+
+	set_up(directory);
+	for (long steps = 1;; steps++) {
+		for (int kind = 0; kind < KINDS; kind++) {
+			for (int i = 0; i < 4; i++)
+				write_page(kind, (unsigned long)rand_r(&seed) % PAGES);
+			forget_page(kind, (unsigned long)rand_r(&seed) % PAGES);
+			check(kind);
+		}
+		check_sealed();
+		printf("memory %ld ok\n", steps);
+		fflush(stdout);
+		nanosleep(&step, NULL);
+	}
+}
