@@ -162,19 +162,19 @@ impl Answers {
 
     /// The 8 bytes at `address`, which [`Plan::room`] gave.
     pub(crate) fn word(&self, address: u64) -> u64 {
+        self.bytes(address, 8).try_into().map_or(0, u64::from_ne_bytes)
+    }
+
+    /// So many bytes at `address`.
+    pub(crate) fn bytes(&self, address: u64, count: usize) -> &[u8] {
         let at = address.wrapping_sub(self.address) as usize;
-        let bytes = at.checked_add(8).and_then(|end| self.data.get(at..end));
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map_or(0, u64::from_ne_bytes)
+        at.checked_add(count)
+            .and_then(|end| self.data.get(at..end))
+            .unwrap_or_default()
     }
 
     /// The 4 bytes at `address`.
     pub(crate) fn half(&self, address: u64) -> u32 {
-        let at = address.wrapping_sub(self.address) as usize;
-        let bytes = at.checked_add(4).and_then(|end| self.data.get(at..end));
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map_or(0, u32::from_ne_bytes)
+        self.bytes(address, 4).try_into().map_or(0, u32::from_ne_bytes)
     }
 }

@@ -47,7 +47,7 @@ pub struct CheckOptions {
 /// The first thing that stands in the way.
 pub fn check(pid: i32, options: &CheckOptions) -> Result<(), Refusal> {
     let leader = process(pid)?;
-    threads(pid, &leader)?;
+    threads(pid)?;
     relatives(pid, &leader)?;
     paths(pid)?;
     let mapped = maps::read_with_flags(pid).map_err(|error| unreadable(pid, &error))?;
@@ -141,20 +141,21 @@ fn life(pid: i32, status: &Status) -> Result<(), Refusal> {
     }
 }
 
-fn threads(pid: i32, leader: &Status) -> Result<(), Refusal> {
+fn threads(pid: i32) -> Result<(), Refusal> {
     let names = |tid: i32| -> Vec<Option<String>> {
         NAMESPACES
             .iter()
             .map(|kind| proc::link(pid, &format!("task/{tid}/ns/{kind}")).ok())
             .collect()
     };
+    let leader = ThreadFacts::read(pid, pid).map_err(|error| unreadable(pid, &error))?;
     let expected = names(pid);
     for tid in proc::tasks(pid).map_err(|error| unreadable(pid, &error))? {
         // a thread that has ended meanwhile stands in nobody's way
-        let Ok(status) = Status::of_thread(pid, tid) else {
+        let Ok(facts) = ThreadFacts::read(pid, tid) else {
             continue;
         };
-        thread_status(pid, tid, &status, leader)?;
+        facts.judge(pid, tid, &leader)?;
         let found = names(tid);
         let differs = NAMESPACES
             .iter()
@@ -172,37 +173,77 @@ fn threads(pid: i32, leader: &Status) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What the status of one thread must show.
-pub(crate) fn thread_status(pid: i32, tid: i32, status: &Status, leader: &Status) -> Result<(), Refusal> {
-    let subject = Subject::Thread { pid, tid };
-    if status.number("Seccomp").is_some_and(|mode| mode != 0) {
-        let cure = "start the program without its sandbox; filters cannot be moved yet";
-        return refuse(subject, "has a seccomp filter", cure);
+/// What `/proc/pid/task/tid/status` says about a thread, read in one pass: there are many threads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ThreadFacts {
+    /// TID in the innermost PID namespace.
+    pub inner_id: Option<i32>,
+    tracer: u64,
+    filtered: bool,
+    shadow_stack: bool,
+    /// The lines of [`IDENTITY`].
+    identity: String,
+}
+
+impl ThreadFacts {
+    pub(crate) fn read(pid: i32, tid: i32) -> whimbrel_kernel::error::Result<ThreadFacts> {
+        Ok(ThreadFacts::parse(&proc::text(
+            pid,
+            &format!("task/{tid}/status"),
+        )?))
     }
-    if status
-        .get("x86_Thread_features")
-        .is_some_and(|features| features.contains("shstk"))
-    {
-        return refuse(
-            subject,
-            "uses a shadow stack",
-            "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
-        );
+
+    fn parse(text: &str) -> ThreadFacts {
+        let mut facts = ThreadFacts::default();
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
+            match key {
+                "NSpid" => facts.inner_id = value.split_whitespace().last().and_then(|id| id.parse().ok()),
+                "TracerPid" => facts.tracer = value.trim().parse().unwrap_or(0),
+                "Seccomp" => facts.filtered = value.trim() != "0",
+                "x86_Thread_features" => facts.shadow_stack = value.contains("shstk"),
+                _ if IDENTITY.contains(&key) => {
+                    facts.identity.push_str(line);
+                    facts.identity.push('\n');
+                }
+                _ => {}
+            }
+        }
+        facts
     }
-    let tracer = status.number("TracerPid").unwrap_or(0);
-    // the status names the thread that traces; it may be one of ours
-    if tracer != 0 && !Path::new(&format!("/proc/self/task/{tracer}")).exists() {
-        return refuse(
-            subject,
-            format!("is traced by process {tracer}"),
-            "detach the debugger first",
-        );
+
+    /// Refuses what one thread must not have; `leader` is the thread that the others are compared with.
+    pub(crate) fn judge(&self, pid: i32, tid: i32, leader: &ThreadFacts) -> Result<(), Refusal> {
+        let subject = Subject::Thread { pid, tid };
+        if self.filtered {
+            let cure = "start the program without its sandbox; filters cannot be moved yet";
+            return refuse(subject, "has a seccomp filter", cure);
+        }
+        if self.shadow_stack {
+            return refuse(
+                subject,
+                "uses a shadow stack",
+                "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+            );
+        }
+        // the status names the thread that traces; it may be one of ours
+        if self.tracer != 0 && !Path::new(&format!("/proc/self/task/{}", self.tracer)).exists() {
+            return refuse(
+                subject,
+                format!("is traced by process {}", self.tracer),
+                "detach the debugger first",
+            );
+        }
+        let mut pairs = self.identity.lines().zip(leader.identity.lines());
+        if let Some((line, _)) = pairs.find(|(own, leaders)| own != leaders) {
+            let key = line.split(':').next().unwrap_or_default();
+            let what = format!("has other credentials ({key}) than its process");
+            return refuse(subject, what, "give all threads the same credentials");
+        }
+        Ok(())
     }
-    if let Some(key) = IDENTITY.iter().find(|key| status.get(key) != leader.get(key)) {
-        let what = format!("has other credentials ({key}) than its process");
-        return refuse(subject, what, "give all threads the same credentials");
-    }
-    Ok(())
 }
 
 fn relatives(pid: i32, leader: &Status) -> Result<(), Refusal> {
@@ -441,6 +482,34 @@ mod tests {
             ..Vma::default()
         };
         mappings(9, &[vma]).map_or_else(|refusal| refusal.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn threads_that_differ_are_named() {
+        let text = "Name:\tx\nNSpid:\t70\t7\nTracerPid:\t0\nUid:\t0\t0\t0\t0\nCapEff:\t00ff\nSeccomp:\t0\n";
+        let leader = ThreadFacts::parse(text);
+        assert_eq!(leader.inner_id, Some(7));
+        leader.judge(9, 70, &leader).unwrap();
+        for (from, to, part) in [
+            ("CapEff:\t00ff", "CapEff:\t0000", "other credentials (CapEff)"),
+            ("Uid:\t0", "Uid:\t5", "other credentials (Uid)"),
+            ("Seccomp:\t0", "Seccomp:\t2", "seccomp filter"),
+            (
+                "Seccomp:\t0",
+                "Seccomp:\t0\nx86_Thread_features:\tshstk",
+                "shadow stack",
+            ),
+            ("TracerPid:\t0", "TracerPid:\t1", "traced by process 1"),
+        ] {
+            let refusal = ThreadFacts::parse(&text.replace(from, to))
+                .judge(9, 70, &leader)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                refusal.starts_with("thread 70 of process 9 ") && refusal.contains(part),
+                "{refusal}"
+            );
+        }
     }
 
     #[test]

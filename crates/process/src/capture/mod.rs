@@ -21,7 +21,9 @@ use whimbrel_kernel::socket::UnixDiag;
 
 use crate::check;
 use crate::refusal::{Refusal, Subject};
-use crate::state::{Clocks, FileKind, OpenFile, ProcessState, Signals, State};
+use crate::state::{
+    Attributes, Clocks, Credentials, FileKind, MemoryDescriptor, OpenFile, ProcessState, Signals, State,
+};
 use files::{Files, Scope};
 use threads::{Deliverable, Observed};
 
@@ -118,32 +120,22 @@ pub struct Captured {
 /// connection is in repair mode.
 pub fn capture(input: Input<'_>) -> Result<Captured> {
     let pid = input.stopped.pid();
-    let threads = observe(input.stopped, input.memo)?;
-    threads::check_alike(pid, &threads)?;
     check::mappings(pid, input.mappings)?;
-    let inner_ids = threads::inner_ids(&threads);
     let prefetch = input.prefetch;
-    let scope = Scope {
-        pid,
-        own_network: prefetch.own_network,
-        inner_ids: &inner_ids,
-        diag: Some(&prefetch.diag),
-    };
+    let tids = input.stopped.tids();
     let mut found = Files::default();
-    // descriptors are read by another thread while this one, the tracer, asks the process
-    let (told, files) = std::thread::scope(|scope_threads| {
-        let files = scope_threads.spawn(|| files::capture(&scope, &mut found));
-        let told = ask(&input, threads, &inner_ids);
+    // what /proc tells is read by another thread while this one, the tracer, asks the process
+    let (told, inner_ids) = std::thread::scope(|scope| {
+        let outside = scope.spawn(|| look_outside(pid, tids, prefetch, &mut found));
+        let told = look_inside(input.stopped, input.mappings, input.memo);
         (
             told,
-            files
+            outside
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
         )
     });
-    let captured = files
-        .and(told)
-        .and_then(|told| assemble(prefetch, told, &mut found));
+    let captured = told.and_then(|told| assemble(prefetch, told, &inner_ids?, &mut found));
     match captured {
         Ok(state) => Ok(Captured {
             state,
@@ -155,6 +147,24 @@ pub fn capture(input: Input<'_>) -> Result<Captured> {
             Err(error)
         }
     }
+}
+
+/// Threads and descriptors as /proc shows them. Gives the threads' numbers in the workload's namespace.
+fn look_outside(
+    pid: i32,
+    tids: &[i32],
+    prefetch: &Prefetch,
+    found: &mut Files,
+) -> Result<BTreeMap<i32, i32>> {
+    let inner_ids = threads::inner_ids(pid, tids)?;
+    let scope = Scope {
+        pid,
+        own_network: prefetch.own_network,
+        inner_ids: &inner_ids,
+        diag: Some(&prefetch.diag),
+    };
+    files::capture(&scope, found)?;
+    Ok(inner_ids)
 }
 
 /// Undoes what a stop did to the program, without capturing anything: for every stop of the source but the last.
@@ -171,62 +181,63 @@ pub fn mend(stopped: &Stopped, memo: &mut RestartMemo) -> Result<()> {
     Ok(())
 }
 
-fn observe(stopped: &Stopped, memo: &mut RestartMemo) -> Result<Vec<Observed>> {
+fn observe(stopped: &Stopped, caught: Deliverable, memo: &mut RestartMemo) -> Result<Vec<Observed>> {
     let pid = stopped.pid();
     let shared = threads::pending(pid, true)?;
-    let caught = Deliverable::new(Status::read(pid)?.hex("SigCgt").unwrap_or(0));
-    stopped
-        .tids()
-        .iter()
-        .map(|tid| threads::observe(pid, *tid, caught, &shared, memo))
-        .collect()
+    let mut observed = Vec::with_capacity(stopped.tids().len());
+    for tid in stopped.tids() {
+        let thread = threads::observe(pid, *tid, caught, &shared, memo)?;
+        threads::check(pid, &thread)?;
+        observed.push(thread);
+    }
+    Ok(observed)
 }
 
-/// A process with the moment when its timers were read.
+/// A process with the moment when its timers were read. Threads have the numbers that we see.
 #[derive(Debug)]
 struct Told {
     process: ProcessState,
     timers_read_at_ns: u64,
 }
 
-/// Asks the process what only it can tell, and puts everything about it together.
-fn ask(input: &Input<'_>, observed: Vec<Observed>, inner_ids: &BTreeMap<i32, i32>) -> Result<Told> {
-    let pid = input.stopped.pid();
-    let leader = observed
-        .first()
-        .ok_or_else(|| Error::Odd(format!("process {pid} has no threads")))?;
-    let hex = |key| leader.status.hex(key).unwrap_or(0);
-    let timers = process::posix_timers(pid, inner_ids)?;
-    let answers = questions::ask_all(
-        input.stopped,
-        input.mappings,
-        hex("SigCgt") | hex("SigIgn"),
-        timers,
-    )?;
-    let status = leader.status.clone();
-    let mut memory = process::memory(pid)?;
-    memory.brk = answers.process.brk;
-    let mut credentials = process::credentials(pid, &status)?;
-    credentials.securebits = answers.process.securebits;
-    let mut attributes = process::attributes(pid, &status)?;
-    attributes.dumpable = answers.process.dumpable;
-    attributes.child_subreaper = answers.process.child_subreaper;
-    attributes.memory_deny_write_execute = answers.process.deny_write_execute;
+/// Reads every thread, asks the process what only it can tell, and puts everything about it together.
+fn look_inside(stopped: &Stopped, mappings: &[Vma], memo: &mut RestartMemo) -> Result<Told> {
+    let pid = stopped.pid();
+    let status = Status::read(pid)?;
+    let caught = status.hex("SigCgt").unwrap_or(0);
+    let observed = observe(stopped, Deliverable::new(caught), memo)?;
+    let with_action = caught | status.hex("SigIgn").unwrap_or(0);
+    let timers = process::posix_timers(pid)?;
+    let answers = questions::ask_all(stopped, mappings, with_action, timers)?;
     let pairs = observed.into_iter().zip(&answers.threads);
-    let threads = pairs.map(|(thread, answer)| answer.complete(thread.state));
+    let threads = pairs
+        .map(|(thread, answer)| answer.complete(thread.state))
+        .collect();
+    let told = answers.process;
     let process = ProcessState {
-        pid: leader_id(inner_ids, pid),
-        threads: threads.collect(),
-        memory,
+        pid,
+        threads,
+        memory: MemoryDescriptor {
+            brk: told.brk,
+            ..process::memory(pid)?
+        },
         signals: Signals {
-            actions: answers.process.actions,
+            actions: told.actions,
             pending: threads::pending(pid, true)?,
         },
-        timers: answers.process.timers,
-        credentials,
+        timers: told.timers,
+        credentials: Credentials {
+            securebits: told.securebits,
+            ..process::credentials(pid, &status)?
+        },
         resource_limits: process::resource_limits(pid)?,
         filesystem: process::filesystem(pid, &status)?,
-        attributes,
+        attributes: Attributes {
+            dumpable: told.dumpable,
+            child_subreaper: told.child_subreaper,
+            memory_deny_write_execute: told.deny_write_execute,
+            ..process::attributes(pid, &status)?
+        },
         descriptors: Vec::new(),
     };
     Ok(Told {
@@ -235,14 +246,16 @@ fn ask(input: &Input<'_>, observed: Vec<Observed>, inner_ids: &BTreeMap<i32, i32
     })
 }
 
-fn leader_id(inner_ids: &BTreeMap<i32, i32>, pid: i32) -> i32 {
-    inner_ids.get(&pid).copied().unwrap_or(pid)
-}
-
 /// Joins both halves, and brings the remaining time of every timer to one common moment.
-fn assemble(prefetch: &Prefetch, told: Told, found: &mut Files) -> Result<State> {
+fn assemble(
+    prefetch: &Prefetch,
+    told: Told,
+    inner_ids: &BTreeMap<i32, i32>,
+    found: &mut Files,
+) -> Result<State> {
     let now_ns = monotonic_ns()?;
     let mut process = told.process;
+    process::localise(&mut process, inner_ids)?;
     process.descriptors = std::mem::take(&mut found.descriptors);
     let aged = now_ns.saturating_sub(told.timers_read_at_ns);
     process::age(&mut process.timers, aged);

@@ -8,7 +8,9 @@ use whimbrel_kernel::task;
 use super::threads::inner_id;
 use super::{Error, Result};
 use crate::calls::{Answers, Plan};
-use crate::state::{Attributes, Credentials, Filesystem, MemoryDescriptor, PosixTimer, SignalAction, Timers};
+use crate::state::{
+    Attributes, Credentials, Filesystem, MemoryDescriptor, PosixTimer, ProcessState, SignalAction, Timers,
+};
 
 const PR_GET_MDWE: u64 = 66;
 /// `struct kernel_sigaction` of x86-64: handler, flags, restorer, mask.
@@ -202,37 +204,41 @@ pub(crate) fn answer(asked: Asked, answers: &Answers) -> Told {
     }
 }
 
-/// The POSIX timers of a process, without their times.
-pub(crate) fn posix_timers(pid: i32, inner_ids: &BTreeMap<i32, i32>) -> Result<Vec<PosixTimer>> {
-    let mut timers = Vec::new();
-    for timer in proc::timers(pid)? {
-        let missing = |tid| {
-            Error::Odd(format!(
-                "timer {} tells thread {tid}, which does not exist",
-                timer.id
-            ))
-        };
-        let tid = match timer.thread {
-            Some(tid) => inner_ids.get(&tid).copied().ok_or_else(|| missing(tid))?,
-            None => 0,
-        };
-        let to_thread = if timer.thread.is_some() {
-            SIGEV_THREAD_ID
-        } else {
-            0
-        };
-        timers.push(PosixTimer {
-            id: timer.id,
-            clock: timer.clock,
-            signal: timer.signal,
-            value: timer.value,
-            notify: timer.notify | to_thread,
-            tid,
-            ..PosixTimer::default()
-        });
-    }
+/// The POSIX timers of a process, ascending, without their times and with TIDs as we see them.
+pub(crate) fn posix_timers(pid: i32) -> Result<Vec<PosixTimer>> {
+    let timer = |timer: proc::Timer| PosixTimer {
+        id: timer.id,
+        clock: timer.clock,
+        signal: timer.signal,
+        value: timer.value,
+        notify: timer.notify
+            | if timer.thread.is_some() {
+                SIGEV_THREAD_ID
+            } else {
+                0
+            },
+        tid: timer.thread.unwrap_or(0),
+        ..PosixTimer::default()
+    };
+    let mut timers: Vec<PosixTimer> = proc::timers(pid)?.into_iter().map(timer).collect();
     timers.sort_by_key(|timer| timer.id);
     Ok(timers)
+}
+
+/// Names the threads as the workload does.
+pub(crate) fn localise(process: &mut ProcessState, inner_ids: &BTreeMap<i32, i32>) -> Result<()> {
+    let inner = |tid: i32| {
+        let missing = || Error::Odd(format!("thread {tid} appeared while its process was stopped"));
+        inner_ids.get(&tid).copied().ok_or_else(missing)
+    };
+    process.pid = inner(process.pid)?;
+    for thread in &mut process.threads {
+        thread.tid = inner(thread.tid)?;
+    }
+    for timer in process.timers.posix.iter_mut().filter(|timer| timer.tid != 0) {
+        timer.tid = inner(timer.tid)?;
+    }
+    Ok(())
 }
 
 /// Brings timers that were read `elapsed_ns` ago to the present. Clocks that count CPU time stand still in a frozen process.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use whimbrel_kernel::proc::{self, Status};
+use whimbrel_kernel::proc::Status;
 use whimbrel_kernel::ptrace::{self, Regs};
 use whimbrel_kernel::{memory, task};
 
 use super::syscalls::{self, CriticalSection, RestartMemo};
 use super::{Error, Result};
 use crate::calls::{Answers, Plan};
+use crate::check::ThreadFacts;
 use crate::refusal::{Refusal, Subject};
 use crate::state::{PendingSignal, Registers, Rseq, Scheduling, SignalStack, ThreadState};
 
@@ -16,6 +17,8 @@ use crate::state::{PendingSignal, Registers, Rseq, Scheduling, SignalStack, Thre
 const RSEQ_CS_OFFSET: u64 = 8;
 const RSEQ_CS_BYTES: usize = 32;
 const PR_GET_TID_ADDRESS: u64 = 40;
+/// `TASK_COMM_LEN`, with the final zero.
+const NAME_BYTES: usize = 16;
 /// `stack_t`: pointer, int with padding, size.
 const STACK_BYTES: usize = 24;
 
@@ -47,9 +50,8 @@ pub(crate) fn zero_registers() -> Regs {
 /// A stopped thread, read from outside.
 #[derive(Debug)]
 pub(crate) struct Observed {
-    /// TID as we see it.
+    /// TID as we see it; the one in `state` is put right later.
     pub tid: i32,
-    pub status: Status,
     /// As they are now, and as they must be again when we let it run.
     pub live: Regs,
     pub state: ThreadState,
@@ -146,14 +148,12 @@ pub(crate) fn observe(
     shared: &[PendingSignal],
     memo: &mut RestartMemo,
 ) -> Result<Observed> {
-    let status = Status::of_thread(pid, tid)?;
     let own = pending(tid, false)?;
     let mask = ptrace::sigmask(tid)?;
     let caught = deliverable.any(mask, own.iter().chain(shared));
     let live = mend(pid, tid, caught, memo)?;
     let state = ThreadState {
-        tid: inner_id(&status, "NSpid").ok_or_else(|| Error::Odd(format!("thread {tid} has no NSpid")))?,
-        name: name(pid, tid)?,
+        tid,
         registers: settled(pid, tid, live, caught, memo)?,
         extended_registers: ptrace::xstate(tid)?,
         signal_mask: mask,
@@ -163,18 +163,7 @@ pub(crate) fn observe(
         scheduling: scheduling(tid)?,
         ..ThreadState::default()
     };
-    Ok(Observed {
-        tid,
-        status,
-        live,
-        state,
-    })
-}
-
-fn name(pid: i32, tid: i32) -> Result<Vec<u8>> {
-    let mut name = proc::bytes(pid, &format!("task/{tid}/comm"))?;
-    name.truncate(name.len().saturating_sub(1));
-    Ok(name)
+    Ok(Observed { tid, live, state })
 }
 
 /// The registers that travel: nothing in them depends on what the source's kernel remembers.
@@ -237,6 +226,7 @@ pub(crate) struct Asked {
     tid_address: u64,
     death_signal: u64,
     slack: usize,
+    name: u64,
 }
 
 /// Plans the questions.
@@ -260,11 +250,18 @@ pub(crate) fn ask(plan: &mut Plan) -> Asked {
         libc::SYS_prctl,
         &[libc::PR_GET_TIMERSLACK as u64],
     );
+    let name = plan.room(NAME_BYTES);
+    plan.call(
+        "prctl PR_GET_NAME",
+        libc::SYS_prctl,
+        &[libc::PR_GET_NAME as u64, name],
+    );
     Asked {
         stack,
         tid_address,
         death_signal,
         slack,
+        name,
     }
 }
 
@@ -275,42 +272,36 @@ pub(crate) fn answer(asked: Asked, answers: &Answers, state: &mut ThreadState) {
         flags: answers.half(asked.stack + 8) as i32,
         size: answers.word(asked.stack + 16),
     };
+    let name = answers.bytes(asked.name, NAME_BYTES);
+    state.name = name.iter().copied().take_while(|byte| *byte != 0).collect();
     state.tid_address = answers.word(asked.tid_address);
     state.parent_death_signal = answers.half(asked.death_signal) as i32;
     state.timer_slack_ns = answers.result(asked.slack).max(0) as u64;
 }
 
-/// Checks that were made while the process ran, again, for threads that may have come since then.
-pub(crate) fn check_alike(pid: i32, threads: &[Observed]) -> Result<()> {
-    let Some(leader) = threads.first() else {
-        return Ok(());
-    };
-    for thread in threads {
-        crate::check::thread_status(pid, thread.tid, &thread.status, &leader.status)?;
-        if thread.live.cs == crate::check::CODE_SEGMENT_32 {
-            let subject = Subject::Thread { pid, tid: thread.tid };
-            return Err(
-                Refusal::new(subject, "runs 32-bit code", "use a 64-bit build of the program").into(),
-            );
-        }
-        if ptrace::syscall_user_dispatch(thread.tid)? {
-            let subject = Subject::Thread { pid, tid: thread.tid };
-            let what = "uses syscall user dispatch";
-            return Err(Refusal::new(
-                subject,
-                what,
-                "start the program without the emulator that uses it",
-            )
-            .into());
-        }
+/// What only ptrace tells about a thread and what cannot move.
+pub(crate) fn check(pid: i32, thread: &Observed) -> Result<()> {
+    let subject = Subject::Thread { pid, tid: thread.tid };
+    if thread.live.cs == crate::check::CODE_SEGMENT_32 {
+        return Err(Refusal::new(subject, "runs 32-bit code", "use a 64-bit build of the program").into());
+    }
+    if ptrace::syscall_user_dispatch(thread.tid)? {
+        let cure = "start the program without the emulator that uses it";
+        return Err(Refusal::new(subject, "uses syscall user dispatch", cure).into());
     }
     Ok(())
 }
 
-/// Host TID to TID in the workload's namespace.
-pub(crate) fn inner_ids(threads: &[Observed]) -> BTreeMap<i32, i32> {
-    threads
-        .iter()
-        .map(|thread| (thread.tid, thread.state.tid))
-        .collect()
+/// Host TID to TID in the workload's namespace, after the same checks that were made while the process ran: threads may have
+/// come since then.
+pub(crate) fn inner_ids(pid: i32, tids: &[i32]) -> Result<BTreeMap<i32, i32>> {
+    let leader = ThreadFacts::read(pid, pid)?;
+    let mut ids = BTreeMap::new();
+    for tid in tids {
+        let facts = ThreadFacts::read(pid, *tid)?;
+        facts.judge(pid, *tid, &leader)?;
+        let missing = || Error::Odd(format!("/proc/{pid}/task/{tid}/status has no NSpid"));
+        ids.insert(*tid, facts.inner_id.ok_or_else(missing)?);
+    }
+    Ok(ids)
 }

@@ -28,7 +28,7 @@ pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &Proces
             securebits: now.securebits,
             ..wanted.clone()
         } && wanted.securebits == 0;
-    everywhere(leader, others, |index, calls| {
+    let fill = |index: usize, calls: &mut Plan| {
         if !same {
             become_user(calls, wanted, &now);
         }
@@ -40,7 +40,8 @@ pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &Proces
             let args = [libc::PR_SET_PDEATHSIG as u64, signal as u64];
             calls.call("prctl PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
         }
-    })
+    };
+    everywhere(leader, others, fill, |_, _| Ok(()))
 }
 
 fn become_user(calls: &mut Plan, wanted: &Credentials, now: &Credentials) {

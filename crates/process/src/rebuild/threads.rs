@@ -1,13 +1,11 @@
 //! Threads with their numbers, and what each of them has for itself.
 
-use std::collections::HashMap;
-
 use whimbrel_kernel::proc::{self, Status};
 use whimbrel_kernel::remote::{Remote, BATCH_CALLS_MAX};
 use whimbrel_kernel::{ptrace, task};
 
 use super::{plan, run_if_full, Error, Result};
-use crate::calls::{Plan, Scratch};
+use crate::calls::{Answers, Plan, Scratch};
 use crate::capture::threads::{inner_id, signal_of, to_regs};
 use crate::state::{ProcessState, Rseq, Scheduling, ThreadState};
 
@@ -20,6 +18,8 @@ const RSEQ_UNREGISTER: u64 = 1;
 const SS_DISABLE: i32 = 2;
 /// `SS_AUTODISARM`, the only flag that a program can set.
 const SS_AUTODISARM: i32 = i32::MIN;
+/// The first of every thread's own calls asks for its number.
+const GETTID: usize = 0;
 /// The length that set_robust_list(2) insists on.
 const ROBUST_LIST_BYTES: u64 = 24;
 
@@ -50,18 +50,24 @@ pub(super) fn spawn(leader: &mut Remote, process: &ProcessState, gadget: u64) ->
     adopt(leader, process, gadget)
 }
 
-/// Finds the new threads under the numbers that we see, and waits until each has stopped at its birth.
+/// Takes over the new threads, each of which has stopped at its birth.
 fn adopt(leader: &Remote, process: &ProcessState, gadget: u64) -> Result<Vec<Remote>> {
     let pid = leader.pid();
-    let mut by_inner: HashMap<i32, i32> = HashMap::new();
-    for tid in proc::tasks(pid)?.into_iter().filter(|tid| *tid != pid) {
-        let inner = inner_id(&Status::of_thread(pid, tid)?, "NSpid");
-        by_inner.insert(inner.unwrap_or(tid), tid);
+    let mut tids: Vec<i32> = proc::tasks(pid)?.into_iter().filter(|tid| *tid != pid).collect();
+    let wanted = process.threads.get(1..).unwrap_or_default();
+    if tids.len() != wanted.len() {
+        return Err(Error::Unfit(format!(
+            "{} threads were made instead of {}",
+            tids.len(),
+            wanted.len()
+        )));
     }
-    let mut threads = Vec::with_capacity(by_inner.len());
-    for thread in process.threads.iter().skip(1) {
-        let missing = || Error::Unfit(format!("thread {} was made and is not there", thread.tid));
-        let tid = *by_inner.get(&thread.tid).ok_or_else(missing)?;
+    if let Some(first) = wanted.first() {
+        let begin = first_born(pid, &tids, first.tid)?;
+        tids.rotate_left(begin);
+    }
+    let mut threads = Vec::with_capacity(tids.len());
+    for tid in tids {
         match ptrace::wait(tid)? {
             ptrace::Stop::Event { .. } => {}
             other => {
@@ -77,6 +83,17 @@ fn adopt(leader: &Remote, process: &ProcessState, gadget: u64) -> Result<Vec<Rem
     Ok(threads)
 }
 
+/// Where the thread that was made first stands. The kernel counts up our numbers for them and begins again at the end, so that the
+/// others follow it in order; each of them is asked for its own number later.
+fn first_born(pid: i32, tids: &[i32], wanted: i32) -> Result<usize> {
+    for (index, tid) in tids.iter().enumerate() {
+        if inner_id(&Status::of_thread(pid, *tid)?, "NSpid") == Some(wanted) {
+            return Ok(index);
+        }
+    }
+    Err(Error::Unfit(format!("thread {wanted} was made and is not there")))
+}
+
 /// Gives every thread what is its own, all at the same time.
 pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &ProcessState) -> Result<()> {
     let inherited = ptrace::rseq(leader.tid())?;
@@ -85,18 +102,27 @@ pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &Proces
         size: inherited.size,
         signature: inherited.signature,
     });
-    everywhere(leader, others, |index, calls| {
+    let fill = |index: usize, calls: &mut Plan| {
         let Some(thread) = process.threads.get(index) else {
             return;
         };
+        own(calls, thread, process.pid);
         if index == 0 {
             // a copy of its parent's, whose memory is not there any more
             inherited
                 .iter()
                 .for_each(|rseq| register(calls, *rseq, RSEQ_UNREGISTER));
         }
-        own(calls, thread, process.pid);
-    })?;
+        thread.rseq.iter().for_each(|rseq| register(calls, *rseq, 0));
+    };
+    let check = |index: usize, answers: &Answers| {
+        let wanted = process.threads.get(index).map_or(0, |thread| thread.tid);
+        match answers.result(GETTID) {
+            tid if tid == i64::from(wanted) => Ok(()),
+            tid => Err(Error::Unfit(format!("thread {wanted} has become thread {tid}"))),
+        }
+    };
+    everywhere(leader, others, fill, check)?;
     let tids = std::iter::once(leader.tid()).chain(others.iter().map(Remote::tid));
     for (tid, thread) in tids.zip(&process.threads) {
         schedule(tid, &thread.scheduling)?;
@@ -104,52 +130,74 @@ pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &Proces
     Ok(())
 }
 
-/// Lets every thread run its own calls, all at the same time.
+/// Lets every thread run its own calls, all at the same time; `check` sees what each of them answered. Threads without calls
+/// are left alone.
 pub(super) fn everywhere(
     leader: &mut Remote,
     others: &mut [Remote],
     mut fill: impl FnMut(usize, &mut Plan),
+    mut check: impl FnMut(usize, &Answers) -> Result<()>,
 ) -> Result<()> {
     let scratch = Scratch::of(leader)?;
     let count = others.len() + 1;
     let all = std::iter::once(leader).chain(others.iter_mut());
-    let mut running: Vec<(&mut Remote, Plan, usize)> = Vec::with_capacity(count);
+    let mut running: Vec<Running<'_>> = Vec::with_capacity(count);
     let mut slot = 0;
-    let mut failed: Option<Error> = None;
+    let mut result = Ok(());
     for (index, remote) in all.enumerate() {
         let mut calls = Plan::new(scratch.piece(index, count));
         fill(index, &mut calls);
+        if calls.len() == 0 {
+            continue;
+        }
         if slot + calls.len() > BATCH_CALLS_MAX {
-            failed = settle(&mut running);
+            result = settle(&mut running, &mut check);
             slot = 0;
         }
-        if failed.is_some() {
+        result = result.and_then(|()| Ok(calls.start(remote, slot)?));
+        if result.is_err() {
             break;
         }
-        match calls.start(remote, slot) {
-            Ok(()) => {
-                let next = slot + calls.len();
-                running.push((remote, calls, slot));
-                slot = next;
-            }
-            Err(error) => failed = Some(error.into()),
-        }
+        let next = slot + calls.len();
+        running.push(Running {
+            index,
+            remote,
+            calls,
+            slot,
+        });
+        slot = next;
     }
-    failed.or(settle(&mut running)).map_or(Ok(()), Err)
+    // whoever was started must be waited for, whatever has failed
+    let settled = settle(&mut running, &mut check);
+    result.and(settled)
+}
+
+/// A thread that runs its calls.
+struct Running<'a> {
+    index: usize,
+    remote: &'a mut Remote,
+    calls: Plan,
+    slot: usize,
 }
 
 /// Waits for all that run; gives the first failure.
-fn settle(running: &mut Vec<(&mut Remote, Plan, usize)>) -> Option<Error> {
-    let mut failed = None;
-    for (remote, calls, slot) in running.drain(..) {
-        if let Err(error) = calls.finish(remote, slot) {
-            failed = failed.or(Some(error.into()));
-        }
+fn settle(
+    running: &mut Vec<Running<'_>>,
+    check: &mut impl FnMut(usize, &Answers) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    for one in running.drain(..) {
+        let answers = one.calls.finish(one.remote, one.slot);
+        let checked = answers
+            .map_err(Error::from)
+            .and_then(|answers| check(one.index, &answers));
+        result = result.and(checked);
     }
-    failed
+    result
 }
 
 fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
+    calls.call("gettid", libc::SYS_gettid, &[]);
     let name = calls.text(&thread.name);
     calls.call(
         "prctl PR_SET_NAME",
@@ -167,7 +215,6 @@ fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
         libc::SYS_set_tid_address,
         &[thread.tid_address],
     );
-    thread.rseq.iter().for_each(|rseq| register(calls, *rseq, 0));
     // always: without one of its own the stub still has its parent's
     let stack = thread.signal_stack;
     let flags = (stack.flags & (SS_AUTODISARM | SS_DISABLE)) as u32;

@@ -55,7 +55,7 @@ impl Program {
         Program::run(&["/usr/bin/perl", "-e", &script], input, None)
     }
 
-    fn run(words: &[&str], input: Stdio, network: Option<BorrowedFd<'_>>) -> Program {
+    pub fn run(words: &[&str], input: Stdio, network: Option<BorrowedFd<'_>>) -> Program {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("whimbrel-program-{}-{count}", std::process::id()));
