@@ -123,13 +123,21 @@ pub(crate) fn discard(resources: &ReplicaResources) -> Result<()> {
     Ok(())
 }
 
-/// Destination: it runs. Idempotent. The network first, then its connections, then its threads.
+/// Destination: it runs, is announced and listed. Idempotent.
 pub(crate) fn start(resources: &ReplicaResources) -> Result<()> {
+    wake(resources)?;
+    Ok(container::start(&resources.container)?)
+}
+
+/// Destination: it runs. Idempotent. The network first, then its connections, then its threads.
+pub(crate) fn wake(resources: &ReplicaResources) -> Result<()> {
     container::unlock(&resources.container)?;
     if let Some(process) = resources.process.filter(|process| process.is_alive()) {
         capture::leave_repair(process.pid, &resources.repaired)?;
     }
-    Ok(container::start(&resources.container)?)
+    Ok(Group::at(&resources.container.group)
+        .thaw()
+        .map_err(container::Error::from)?)
 }
 
 /// Removes the files that are still the ones that were noted.

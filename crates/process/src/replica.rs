@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::Replica;
@@ -133,6 +133,7 @@ pub struct ProcessReplica {
     objects: BTreeMap<u32, Object>,
     /// To be dropped before anything else touches them.
     drops: Vec<Span>,
+    drops_ascend: bool,
 }
 
 impl ProcessReplica {
@@ -152,6 +153,7 @@ impl ProcessReplica {
             huge: Vec::new(),
             objects: BTreeMap::new(),
             drops: Vec::new(),
+            drops_ascend: true,
         }
     }
 
@@ -171,10 +173,11 @@ impl ProcessReplica {
         Ok(self.stub()?.plan()?)
     }
 
-    fn build(&mut self, spec: &Spec) -> Result<()> {
+    /// `arrived` is when the description did.
+    fn build(&mut self, spec: &Spec, arrived: Instant) -> Result<()> {
         let process = spec.processes.first().ok_or(SpecError::Nonsense("no process"))?;
         let plan = container::Plan::new(&spec.container, &self.options)?;
-        let offsets = spec.clocks.offsets_to_continue(Duration::ZERO)?;
+        let offsets = spec.clocks.offsets_to_continue(arrived.elapsed())?;
         let mut container = Container::create(plan, Some(offsets))?;
         let resources = |container: &Container, process| ReplicaResources {
             container: container.resources().clone(),
@@ -447,11 +450,19 @@ impl ProcessReplica {
     }
 
     fn drop_later(&mut self, span: Span) -> Result<()> {
+        self.drops_ascend &= self.drops.last().is_none_or(|last| last.end <= span.start);
         crate::layout::push_span(&mut self.drops, span);
         if self.drops.len() >= DROPS_MAX {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Pages come in ascending order, so that what comes mostly lies behind all that waits.
+    fn is_to_be_dropped(&self, span: &Span) -> bool {
+        let behind = self.drops.last().is_none_or(|last| last.end <= span.start);
+        let sorted = self.drops_ascend;
+        !(behind && sorted) && self.drops.iter().any(|drop| drop.overlaps(span))
     }
 
     /// Carries out the drops that wait.
@@ -460,6 +471,7 @@ impl ProcessReplica {
             return Ok(());
         }
         let drops = std::mem::take(&mut self.drops);
+        self.drops_ascend = true;
         let mut plan = self.plan()?;
         for span in drops {
             plan.call(
@@ -477,7 +489,7 @@ impl ProcessReplica {
             start,
             end: start + data.len() as u64,
         };
-        if self.drops.iter().any(|drop| drop.overlaps(&span)) {
+        if self.is_to_be_dropped(&span) {
             self.flush()?;
         }
         let done = memory::writev(self.pid()?, &[(start, data.len())], data)?;
@@ -704,9 +716,10 @@ impl Replica for ProcessReplica {
     type Error = ReplicaError;
 
     fn prepare(&mut self, spec: &[u8]) -> Result<()> {
+        let arrived = Instant::now();
         let spec = Spec::decode(spec)?;
         spec.check_host(Path::new("/"))?;
-        let built = self.build(&spec);
+        let built = self.build(&spec, arrived);
         self.spec = Some(spec);
         built
     }
@@ -814,7 +827,7 @@ impl Replica for ProcessReplica {
 
     fn start(&mut self) -> Result<()> {
         match &self.resources {
-            Some(resources) => Ok(recover::start(resources)?),
+            Some(resources) => Ok(recover::wake(resources)?),
             None => Err(ReplicaError::Unfit("the replica was not loaded".into())),
         }
     }
@@ -823,6 +836,8 @@ impl Replica for ProcessReplica {
         let Some(resources) = &self.resources else {
             return Ok(());
         };
+        // What is done already is not done again; the rest is to tell neighbours and `ps`.
+        container::start(&resources.container)?;
         container::announce_repeatedly(&resources.container)?;
         if let Some(process) = resources.process.filter(Identity::is_alive) {
             let spans: Vec<_> = self
