@@ -412,7 +412,7 @@ fn open_files(pid: i32, own_network: bool) -> Result<(), Refusal> {
     let diag = unix_diag(pid).map_err(|error| unreadable(pid, &error))?;
     let mut found = Vec::new();
     for entry in &listed {
-        let class = descriptors::classify(pid, entry, || FileFacts::read(pid, entry.fd))?;
+        let class = descriptors::classify(pid, entry, || FileFacts::read(pid, entry))?;
         found.push((entry, class));
     }
     let inodes: Vec<u64> = found

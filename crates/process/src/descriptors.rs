@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use whimbrel_kernel::error::{Error, Result};
 use whimbrel_kernel::proc::{self, field as value};
@@ -157,20 +158,30 @@ pub(crate) struct FileFacts {
     pub mode: u32,
     pub links: u64,
     pub device: (u32, u32),
+    /// The path leads to this very file.
+    pub named: bool,
 }
 
 impl FileFacts {
-    /// Of the file behind descriptor `fd` of process `pid`.
-    pub(crate) fn read(pid: i32, fd: i32) -> io::Result<FileFacts> {
-        use std::os::unix::fs::MetadataExt;
-        let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}"))?;
+    /// Of the file behind a descriptor of process `pid`.
+    pub(crate) fn read(pid: i32, listed: &Listed) -> io::Result<FileFacts> {
+        let meta = fs::metadata(format!("/proc/{pid}/fd/{}", listed.fd))?;
         let rdev = meta.rdev();
         Ok(FileFacts {
             mode: meta.mode(),
             links: meta.nlink(),
             device: (libc::major(rdev), libc::minor(rdev)),
+            named: is_named(pid, &listed.link, &meta),
         })
     }
+}
+
+/// Whether the path still leads to the file, as the process sees it. Not so for a message queue, or a file under a mount that
+/// was made later. Files of /proc and /sys are made anew for whoever looks.
+fn is_named(pid: i32, path: &str, file: &fs::Metadata) -> bool {
+    let ephemeral = path.starts_with("/proc/") || path.starts_with("/sys/");
+    let same = |other: fs::Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
+    ephemeral || fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok_and(same)
 }
 
 /// Decides about one descriptor from its link; a file with a path needs its `facts`.
@@ -272,6 +283,10 @@ fn obstacle(path: &str, facts: FileFacts) -> Option<(String, &'static str)> {
             format!("is the deleted file {}", path.trim_end_matches(" (deleted)")),
             "close it, or keep the file's name while the program uses it",
         )),
+        _ if !facts.named => Some((
+            format!("is {path}, a name that leads to another file now"),
+            "close it, or put the file back under its name",
+        )),
         libc::S_IFREG | libc::S_IFDIR => None,
         _ => Some((format!("is {path}, a file of an unknown type"), "close it")),
     }
@@ -294,7 +309,14 @@ mod tests {
     }
 
     fn sentence(link: &str, mode: u32, links: u64, device: (u32, u32)) -> String {
-        let result = classify(9, &listed(link, ""), || Ok(FileFacts { mode, links, device }));
+        let result = classify(9, &listed(link, ""), || {
+            Ok(FileFacts {
+                mode,
+                links,
+                device,
+                named: true,
+            })
+        });
         result.map_or_else(|refusal| refusal.to_string(), |class| format!("{class:?}"))
     }
 

@@ -225,7 +225,7 @@ fn open_files(pid: i32) -> Result<Vec<(String, Seen)>, SpecError> {
     };
     let mut found = Vec::new();
     for listed in descriptors::list(pid).map_err(unreadable)? {
-        let class = descriptors::classify(pid, &listed, || FileFacts::read(pid, listed.fd));
+        let class = descriptors::classify(pid, &listed, || FileFacts::read(pid, &listed));
         if !matches!(class, Ok(Class::Path)) {
             continue;
         }

@@ -175,3 +175,26 @@ fn connections_move_with_full_queues() {
     program.goes_on(1);
     drop(place);
 }
+
+#[test]
+fn both_ends_of_a_connection_in_one_process() {
+    let places = [new_namespace(), new_namespace()];
+    for place in &places {
+        let mut inside = Netlink::open_in(place.as_fd()).unwrap();
+        let loopback = inside.link("lo").unwrap().unwrap().index;
+        inside.set_up(loopback, true).unwrap();
+    }
+    let script = "socket(my $l, PF_INET, SOCK_STREAM, 0); bind($l, pack_sockaddr_in(0, inet_aton('127.0.0.1'))) or die; listen($l, 5); \
+                  socket(my $c, PF_INET, SOCK_STREAM, 0); connect($c, getsockname $l) or die; accept(my $s, $l) or die; \
+                  my ($n, $m, $b) = (0, 0, ''); while (1) { syswrite($c, pack('N', $n++)); syswrite($c, pack('N', $n++)); \
+                  sysread($s, $b, 4) == 4 && unpack('N', $b) == $m++ or print \"BAD\\n\"; print \"$m\\n\"; select(undef, undef, undef, 0.02) }";
+    let mut program = Program::perl_in(script, Some(places[0].as_fd()));
+    program.has_written(10);
+    let journey = Journey {
+        network: Some(places[1].as_fd()),
+        ..Journey::default()
+    };
+    let place = move_on(&mut program, None, &mut RestartMemo::default(), &journey);
+    program.goes_on(20);
+    drop(place);
+}

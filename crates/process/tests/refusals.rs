@@ -141,6 +141,20 @@ fn files_and_places_that_others_lack() {
         &format!("mkdir '{path}'; chdir '{path}'; rmdir '{path}'"),
         &["which has been deleted", path],
     );
+    let other = format!("{path}-2");
+    perl(
+        &format!("open(our $f, '>', '{path}'); open(my $g, '>', '{other}'); rename('{other}', '{path}'); link('{path}', '{other}')"),
+        &["deleted file", path],
+    );
+    std::fs::remove_file(&fifo).unwrap();
+    std::fs::remove_file(other).unwrap();
+    // mq_open, then mq_unlink: a message queue looks like a file in the root
+    let queue = format!(r#"my $n = "whimbrel-queue-{}\0"; "#, std::process::id());
+    perl(
+        &format!("{queue} my $q = syscall(240, $n, 0102, 0600, 0); $q >= 0 or die $!"),
+        &["/whimbrel-queue-", "leads to another file"],
+    );
+    Program::perl(&format!("{queue} syscall(241, $n) == 0 or die $!"), Stdio::null()).has_written(1);
     perl("chroot '/usr' or die", &["its own root directory /usr"]);
 }
 

@@ -142,7 +142,7 @@ fn group(pid: i32, listed: Vec<Listed>) -> Result<(Vec<Listed>, Vec<Descriptor>)
 fn fetch(pid: i32, process: BorrowedFd<'_>, listed: Vec<Listed>) -> Result<Vec<Found>> {
     let mut found = Vec::with_capacity(listed.len());
     for listed in listed {
-        let class = descriptors::classify(pid, &listed, || FileFacts::read(pid, listed.fd))?;
+        let class = descriptors::classify(pid, &listed, || FileFacts::read(pid, &listed))?;
         let asks_owner = listed.info.flags & libc::O_ASYNC != 0;
         let needed = asks_owner || matches!(class, Class::Pipe(_) | Class::Socket(_) | Class::Timer);
         let duplicate = if needed {

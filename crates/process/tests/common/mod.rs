@@ -50,9 +50,12 @@ impl Program {
 
     /// Starts a Perl script; every Debian has the interpreter.
     pub fn perl(script: &str, input: Stdio) -> Program {
-        let begin = "use strict; use warnings; use Socket; use POSIX (); $| = 1; sub done { print \"ready\\n\"; sleep 1000 } ";
-        let script = format!("{begin} {script}; done()");
-        Program::run(&["/usr/bin/perl", "-e", &script], input, None)
+        Program::run(&["/usr/bin/perl", "-e", &perl(script)], input, None)
+    }
+
+    /// The same in a network namespace.
+    pub fn perl_in(script: &str, network: Option<BorrowedFd<'_>>) -> Program {
+        Program::run(&["/usr/bin/perl", "-e", &perl(script)], Stdio::null(), network)
     }
 
     pub fn run(words: &[&str], input: Stdio, network: Option<BorrowedFd<'_>>) -> Program {
@@ -104,6 +107,11 @@ impl Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn perl(script: &str) -> String {
+    let begin = "use strict; use warnings; use Socket; use POSIX (); $| = 1; sub done { print \"ready\\n\"; sleep 1000 } ";
+    format!("{begin} {script}; done()")
 }
 
 impl Drop for Program {
