@@ -64,11 +64,28 @@ fn ids(status: &Status, key: &str) -> Vec<u32> {
     status.numbers(key).into_iter().map(|id| id as u32).collect()
 }
 
-/// All `RLIMIT_*`.
+/// All `RLIMIT_*`, from /proc: prlimit(2) would need CAP_SYS_RESOURCE for a process of another user.
 pub(crate) fn resource_limits(pid: i32) -> Result<Vec<(u64, u64)>> {
-    (0..task::RESOURCE_LIMITS)
-        .map(|resource| Ok(task::resource_limit(pid, resource)?))
-        .collect()
+    let odd = || Error::Odd(format!("/proc/{pid}/limits is not in the form that is known"));
+    parse_limits(&proc::text(pid, "limits")?).ok_or_else(odd)
+}
+
+/// A heading, then a line for each limit in the order of their numbers: a name of 25 bytes, soft and hard limit, a unit.
+fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
+    const NAME_BYTES: usize = 25;
+    let value = |word: &str| {
+        if word == "unlimited" {
+            Some(u64::MAX)
+        } else {
+            word.parse().ok()
+        }
+    };
+    let limit = |line: &str| {
+        let mut words = line.get(NAME_BYTES..)?.split_whitespace();
+        Some((value(words.next()?)?, value(words.next()?)?))
+    };
+    let limits: Vec<(u64, u64)> = text.lines().skip(1).map(limit).collect::<Option<_>>()?;
+    (limits.len() == task::RESOURCE_LIMITS as usize).then_some(limits)
 }
 
 /// Working directory and umask.
@@ -266,6 +283,20 @@ pub(crate) fn aged(remaining: u64, elapsed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_those_that_prlimit_gives() {
+        let pid = std::process::id() as i32;
+        let limits = resource_limits(pid).unwrap();
+        for (resource, limit) in (0..).zip(limits) {
+            assert_eq!(
+                task::resource_limit(pid, resource).unwrap(),
+                limit,
+                "limit {resource}"
+            );
+        }
+        assert!(parse_limits("Limit\nMax cpu time             unlimited\n").is_none());
+    }
 
     #[test]
     fn timers_age_but_neither_disarm_nor_count_cpu_time() {

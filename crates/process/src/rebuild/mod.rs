@@ -77,6 +77,7 @@ pub fn rebuild(target: &mut Target<'_>, state: &State) -> Result<Rebuilt> {
     threads::build(target.remote, &mut threads, process)?;
     timers::build(target.remote, process, state.clocks, age_ns)?;
     process::queue_signals(target.remote, process)?;
+    process::limit(pid, process)?;
     credentials::build(target.remote, &mut threads, process)?;
     process::finish(target.remote, process)?;
     target.remote.set_gadget(target.last_gadget);

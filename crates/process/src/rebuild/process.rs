@@ -130,7 +130,20 @@ pub(super) fn queue_signals(leader: &mut Remote, process: &ProcessState) -> Resu
     Ok(())
 }
 
-/// What must come after the credentials, which reset some of it, and the limits.
+/// The limits, while we are still allowed to set them.
+pub(super) fn limit(pid: i32, process: &ProcessState) -> Result<()> {
+    for (resource, limit) in (0u32..).zip(&process.resource_limits) {
+        if task::resource_limit(pid, resource)? != *limit {
+            task::set_resource_limit(pid, resource, *limit)?;
+        }
+    }
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let value = process.attributes.oom_score_adj.to_string();
+    let written = std::fs::write(&path, &value);
+    Ok(written.map_err(|source| error::Error::call(format!("write {value} to {path}"), source))?)
+}
+
+/// What must come after the credentials, which reset some of it.
 pub(super) fn finish(leader: &mut Remote, process: &ProcessState) -> Result<()> {
     let mut calls = plan(leader)?;
     let attributes = &process.attributes;
@@ -144,14 +157,5 @@ pub(super) fn finish(leader: &mut Remote, process: &ProcessState) -> Result<()> 
         calls.call("prctl PR_SET_MDWE", libc::SYS_prctl, &args);
     }
     calls.run(leader)?;
-    let pid = leader.pid();
-    for (resource, limit) in (0u32..).zip(&process.resource_limits) {
-        if task::resource_limit(pid, resource)? != *limit {
-            task::set_resource_limit(pid, resource, *limit)?;
-        }
-    }
-    let path = format!("/proc/{pid}/oom_score_adj");
-    std::fs::write(&path, attributes.oom_score_adj.to_string()).map_err(|source| {
-        error::Error::call(format!("write {} to {path}", attributes.oom_score_adj), source).into()
-    })
+    Ok(())
 }

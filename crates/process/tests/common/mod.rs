@@ -25,7 +25,7 @@ use whimbrel_process::state::{FileId, FileKind, Socket, SocketDetail, State, Tcp
 const CLOSE_OTHERS: &str =
     r#"for fd in /proc/self/fd/*; do n=${fd##*/}; ((n > 2)) && eval "exec $n>&-"; done; exec "$@""#;
 /// Nothing that we wait for takes longer on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 const PAGE: u64 = 4096;
 const TOP: u64 = 0x7fff_ffff_f000;
 
