@@ -184,6 +184,46 @@ static void mapped(int kind, int flags, int fd, int keep)
 		close(fd);
 }
 
+/* Pages that may not be touched, without a mapping of their own (Linux 6.13). */
+#define GUARD_INSTALL 102
+#define GUARD_EVERY 16
+
+static char *guarded;
+
+static void guard(void)
+{
+	guarded = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memset(guarded, 1, PAGES * PAGE);
+	for (unsigned long page = 0; page < PAGES; page += GUARD_EVERY)
+		if (madvise(guarded + page * PAGE, PAGE, GUARD_INSTALL) != 0) {
+			/* An older kernel. */
+			guarded = NULL;
+			return;
+		}
+}
+
+static void check_guards(void)
+{
+	char byte = 2;
+	int fds[2];
+
+	if (!guarded)
+		return;
+	need(pipe(fds) == 0, "pipe");
+	for (unsigned long page = 0; page < PAGES; page++) {
+		ssize_t written = write(fds[1], guarded + page * PAGE, 1);
+		if (page % GUARD_EVERY == 0) {
+			need(written < 0 && errno == EFAULT, "a guard page");
+			continue;
+		}
+		need(written == 1 && read(fds[0], &byte, 1) == 1, "the pipe");
+		if (byte != 1)
+			fail("between guards", page, (uint64_t)byte, 1);
+	}
+	close(fds[0]);
+	close(fds[1]);
+}
+
 static uint64_t *sealed_pages;
 
 /* Shared memory that nobody can write any more. */
@@ -233,6 +273,7 @@ static void set_up(const char *directory)
 	need(madvise(regions[ADVISED].pages, PAGES * PAGE, MADV_DONTDUMP) == 0, "MADV_DONTDUMP");
 	private_region(NAMED, PROT_READ | PROT_WRITE);
 	seal();
+	guard();
 }
 
 /* Makes a page anew as nobody had ever written it. */
@@ -261,6 +302,7 @@ int main(int argc, char **argv)
 			check(kind);
 		}
 		check_sealed();
+		check_guards();
 		printf("memory %ld ok\n", steps);
 		fflush(stdout);
 		nanosleep(&step, NULL);

@@ -94,6 +94,8 @@ pub struct ProcessLayout {
     pub mappings: Vec<Mapping>,
     /// Where the source had huge pages, to be had again (`MADV_COLLAPSE`, madvise(2)).
     pub huge: Vec<Span>,
+    /// Guard pages (`MADV_GUARD_INSTALL`, Linux 6.13); only in the last layout.
+    pub guards: Vec<Span>,
 }
 
 /// One mapping as mmap(2) and madvise(2) made it.
@@ -343,7 +345,8 @@ impl Layout {
             return nonsense("an impossible shared object", 0);
         }
         for process in &self.processes {
-            if process.mappings.len() > MAPPINGS_MAX || process.huge.len() > MAPPINGS_MAX {
+            let spans = process.huge.len().max(process.guards.len());
+            if process.mappings.len().max(spans) > MAPPINGS_MAX {
                 return nonsense("too many mappings", 0);
             }
             let mut free_from = PAGE_SIZE;
@@ -359,8 +362,9 @@ impl Layout {
                 }
                 free_from = mapping.span.end;
             }
-            if let Some(bad) = process.huge.iter().find(|s| !is_user_span(s)) {
-                return nonsense("an impossible huge page", bad.start);
+            let spans = process.huge.iter().chain(&process.guards);
+            if let Some(bad) = spans.into_iter().find(|s| !is_user_span(s)) {
+                return nonsense("an impossible huge page or guard", bad.start);
             }
         }
         Ok(())
@@ -735,6 +739,7 @@ mod tests {
                 space: 0,
                 mappings,
                 huge: vec![],
+                guards: vec![],
             }],
             objects: vec![],
         };
@@ -882,7 +887,7 @@ mod tests {
         #[test]
         fn a_layout_survives_the_wire(old in mappings()) {
             let layout = Layout {
-                processes: vec![ProcessLayout { pid: 7, space: 0, mappings: old, huge: vec![span(512, 1024)] }],
+                processes: vec![ProcessLayout { pid: 7, space: 0, mappings: old, huge: vec![span(512, 1024)], guards: vec![span(7, 8)] }],
                 objects: vec![],
             };
             prop_assert_eq!(Layout::decode(&layout.encode()).unwrap(), layout);

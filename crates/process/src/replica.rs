@@ -38,6 +38,8 @@ const DROPS_MAX: usize = 1024;
 const MAPPINGS_AT_ONCE: usize = 200;
 /// `MADV_DONTNEED_LOCKED` (Linux 5.18): also drops what is locked.
 const MADV_DONTNEED_LOCKED: u64 = 24;
+/// `MADV_GUARD_INSTALL` (Linux 6.13): pages that may not be touched.
+const MADV_GUARD_INSTALL: u64 = 102;
 /// `MLOCK_ONFAULT` of mlock2(2): what is there is locked, and nothing is made only to be locked.
 const MLOCK_ONFAULT: u64 = 1;
 /// `MAP_DROPPABLE` of mmap(2).
@@ -130,6 +132,7 @@ pub struct ProcessReplica {
     memory: Option<MemFile>,
     mappings: Vec<Mapping>,
     huge: Vec<Span>,
+    guards: Vec<Span>,
     objects: BTreeMap<u32, Object>,
     /// To be dropped before anything else touches them.
     drops: Vec<Span>,
@@ -151,6 +154,7 @@ impl ProcessReplica {
             memory: None,
             mappings: Vec::new(),
             huge: Vec::new(),
+            guards: Vec::new(),
             objects: BTreeMap::new(),
             drops: Vec::new(),
             drops_ascend: true,
@@ -519,9 +523,13 @@ impl ProcessReplica {
             .collect()
     }
 
-    /// Gives memory objects their seals, and closes everything that the stub has open.
+    /// Installs guard pages, gives memory objects their seals, and closes everything that the stub has open.
     fn tidy_stub(&mut self) -> Result<()> {
         let mut plan = self.plan()?;
+        for span in &self.guards {
+            let args = [span.start, span.len(), MADV_GUARD_INSTALL];
+            plan.call("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, &args);
+        }
         for object in self.objects.values() {
             match object.layout.kind {
                 ObjectKind::Memfd { seals, .. } if seals != 0 => {
@@ -742,6 +750,7 @@ impl Replica for ProcessReplica {
         };
         let mappings = std::mem::take(&mut process.mappings);
         self.huge = std::mem::take(&mut process.huge);
+        self.guards = std::mem::take(&mut process.guards);
         let stub = self.stub()?;
         let spans: Vec<Span> = mappings.iter().map(|mapping| mapping.span).collect();
         let reserved = stub.reserved();

@@ -24,7 +24,7 @@ use crate::capture::{self, Captured, Input, Prefetch, RepairedSocket, RestartMem
 use crate::check::{self, CheckOptions};
 use crate::container::{self, log, ContainerSpec, Entry, Identity};
 use crate::cpu::CpuFeatures;
-use crate::layout::{Layout, ObjectKind, ProcessLayout, Span};
+use crate::layout::{Layout, ObjectKind, ProcessLayout};
 use crate::objects::{ObjectError, Objects};
 use crate::recover;
 use crate::refusal::{Refusal, Subject};
@@ -218,14 +218,14 @@ impl ProcessWorkload {
     }
 
     /// The layout of `vmas`, which have flags. Objects are opened while the mappings are there.
-    fn survey(&mut self, vmas: &[Vma], huge: Vec<Span>) -> Result<Layout> {
+    fn survey(&mut self, vmas: &[Vma]) -> Result<Layout> {
         self.objects.update(&self.surveyor.objects(vmas)?)?;
         let mappings = self.surveyor.mappings(vmas, &self.objects)?;
         let process = ProcessLayout {
             pid: self.inner_pid,
             space: PRIVATE.0,
             mappings,
-            huge,
+            ..ProcessLayout::default()
         };
         Ok(Layout {
             processes: vec![process],
@@ -266,7 +266,7 @@ impl ProcessWorkload {
         let mut vmas = maps::read(self.pid)?;
         self.flags.apply(&mut vmas);
         self.tracker.register(&vmas)?;
-        let layout = self.survey(&vmas, Vec::new())?;
+        let layout = self.survey(&vmas)?;
         Ok((vmas, layout))
     }
 
@@ -444,7 +444,7 @@ impl Workload for ProcessWorkload {
                 .collect::<Vec<_>>(),
         )?;
         self.kernel = kernel_mappings(self.pid, &vmas)?;
-        let layout = self.survey(&vmas, Vec::new())?;
+        let layout = self.survey(&vmas)?;
         let mappings = layout
             .processes
             .iter()
@@ -601,12 +601,15 @@ impl Workload for ProcessWorkload {
         if kernel_mappings(self.pid, &vmas)? != self.kernel {
             return Err(self.unfit("has moved its vdso during the migration: try again"));
         }
-        let huge = self.tracker.huge(&vmas)?;
-        let layout = self.survey(&vmas, huge)?;
-        let (lost, layout) = self.adopt(layout);
-        self.note_carried();
+        let mut layout = self.survey(&vmas)?;
         let private = self.tracker.scan_frozen(&vmas)?;
         let shared = self.objects.scan_frozen()?;
+        if let Some(process) = layout.processes.first_mut() {
+            process.huge = self.tracker.huge(&vmas)?;
+            process.guards = private.guards;
+        }
+        let (lost, layout) = self.adopt(layout);
+        self.note_carried();
         if let Some(frozen) = &mut self.frozen {
             frozen.vmas = vmas;
         }

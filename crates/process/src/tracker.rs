@@ -36,6 +36,8 @@ pub struct Tracker {
     uffd: Option<Uffd>,
     /// What was huge before it was tracked: the first write to a protected huge page splits it.
     huge: Vec<Span>,
+    /// Whether this kernel tells guard pages apart (Linux 6.15).
+    tells_guards: bool,
     /// Ranges whose last scan failed: their marks may be gone.
     failed: Vec<Span>,
 }
@@ -47,6 +49,8 @@ pub struct FrozenScan {
     pub written: Vec<PageRun>,
     /// Private pages with content of their own.
     pub present: Vec<PageRun>,
+    /// Guard pages.
+    pub guards: Vec<Span>,
 }
 
 impl Tracker {
@@ -55,9 +59,11 @@ impl Tracker {
     /// # Errors
     /// The page map cannot be opened.
     pub fn watch(pid: i32) -> Result<Tracker> {
+        let pagemap = Pagemap::open(pid)?;
         Ok(Tracker {
             pid,
-            pagemap: Pagemap::open(pid)?,
+            tells_guards: tells_guards(&pagemap)?,
+            pagemap,
             uffd: None,
             huge: Vec::new(),
             failed: Vec::new(),
@@ -96,14 +102,18 @@ impl Tracker {
         let failed = std::mem::take(&mut self.failed);
         // Only what the layout shows: something newer may lie there by now.
         for span in failed.iter().flat_map(|span| parts(vmas, *span)) {
-            self.pagemap
-                .scan(span.start..span.end, ScanArgs::private_present(), &mut found)?;
+            self.pagemap.scan(
+                span.start..span.end,
+                self.without_guards(ScanArgs::private_present()),
+                &mut found,
+            )?;
         }
         for vma in private(vmas) {
-            match self
-                .pagemap
-                .scan(vma.start..vma.end, ScanArgs::take_written(), &mut found)
-            {
+            match self.pagemap.scan(
+                vma.start..vma.end,
+                self.without_guards(ScanArgs::take_written()),
+                &mut found,
+            ) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Some(libc::ESRCH) => return Err(error),
                 Err(_) => self.failed.push(Span {
@@ -162,11 +172,19 @@ impl Tracker {
             Ok::<_, whimbrel_kernel::error::Error>(all)
         })?;
         found.sort_unstable_by_key(|region| region.start);
+        let (guards, found): (Vec<Region>, Vec<Region>) = found
+            .into_iter()
+            .partition(|region| region.categories & category::GUARD != 0);
+        let span = |region: &Region| Span {
+            start: region.start,
+            end: region.end,
+        };
         let written =
             |region: &&Region| region.categories & category::WRITTEN != 0 || self.has_failed(region);
         Ok(FrozenScan {
             written: runs(found.iter().filter(written)),
             present: runs(found.iter()),
+            guards: guards.iter().map(span).collect(),
         })
     }
 
@@ -174,9 +192,29 @@ impl Tracker {
         let mut found = Vec::new();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             self.pagemap
-                .scan(job.start..job.end, ScanArgs::private_present(), &mut found)?;
+                .scan(job.start..job.end, self.with_guards(), &mut found)?;
         }
         Ok(found)
+    }
+
+    /// A guard looks like a page in swap, but cannot be read.
+    fn without_guards(&self, args: ScanArgs) -> ScanArgs {
+        let guard = if self.tells_guards { category::GUARD } else { 0 };
+        ScanArgs {
+            inverted: args.inverted | guard,
+            mask: args.mask | guard,
+            ..args
+        }
+    }
+
+    /// Private pages that are there, and guards, told apart.
+    fn with_guards(&self) -> ScanArgs {
+        let args = ScanArgs::private_present();
+        let guard = if self.tells_guards { category::GUARD } else { 0 };
+        ScanArgs {
+            returned: args.returned | guard,
+            ..args
+        }
     }
 
     /// Regions are no larger than mappings, and mappings fail as a whole.
@@ -247,6 +285,18 @@ pub(crate) fn pieces(spans: &[(u64, usize)]) -> Vec<(u64, usize)> {
         .iter()
         .flat_map(|(start, bytes)| (0..bytes / step).map(move |i| (start + (i * step) as u64, step)))
         .collect()
+}
+
+/// A kernel that does not know a category refuses it, also where nothing is mapped.
+fn tells_guards(pagemap: &Pagemap) -> Result<bool> {
+    let args = ScanArgs {
+        mask: category::GUARD,
+        ..ScanArgs::default()
+    };
+    match pagemap.scan(PAGE_SIZE..2 * PAGE_SIZE, args, &mut Vec::new()) {
+        Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 fn private(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
