@@ -216,8 +216,11 @@ pub struct GuardianArgs {
     #[arg(long, value_parser = units::duration)]
     pub link_timeout: Duration,
     /// The inherited listening socket
-    #[arg(long)]
+    #[arg(long, requires = "port")]
     pub listener: Option<i32>,
+    /// The port of that socket, for whoever needs it
+    #[arg(long)]
+    pub port: Option<u16>,
 }
 
 /// One end of a migration.

@@ -15,10 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use whimbrel_engine::destination::ANSWER_FOR;
 use whimbrel_engine::guardian::{take_over, GuardianOptions};
 use whimbrel_engine::journal::Role;
 use whimbrel_engine::Error;
+use whimbrel_kernel::namespace::terminate;
 use whimbrel_kernel::spawn;
 use whimbrel_process::container::{Identity, Registry};
 use whimbrel_wire::MigrationId;
@@ -32,6 +32,10 @@ const SETTLED: &[u8] = b"settled";
 const DEATH_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long another process may keep the journal until it is left to that.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a guardian waits for the other end of a migration that is decided here: longer than most networks are away.
+const SETTLE_FOR: Duration = Duration::from_secs(3600);
+/// How long a guardian that only waits may take to make room.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The controller's side.
@@ -60,7 +64,12 @@ impl Guardian {
         command.args(["--link-timeout", &format!("{}us", link_timeout.as_micros())]);
         let mut setup = spawn::Setup::new().session().inherit(theirs.as_fd());
         if let Some(listener) = listener {
+            let port = listener
+                .local_addr()
+                .context("cannot ask for the own address")?
+                .port();
             command.args(["--listener", &listener.as_raw_fd().to_string()]);
+            command.args(["--port", &port.to_string()]);
             setup = setup.inherit(listener.as_fd());
         }
         command
@@ -123,7 +132,7 @@ fn settle(args: &GuardianArgs, listener: Option<&TcpListener>) -> anyhow::Result
         ask_for: None,
         force_here: false,
         listener,
-        answer_for: ANSWER_FOR,
+        answer_for: SETTLE_FOR,
         cancel: &never,
     };
     let deadline = Instant::now() + BUSY_WAIT_MAX;
@@ -137,5 +146,96 @@ fn settle(args: &GuardianArgs, listener: Option<&TcpListener>) -> anyhow::Result
                 return other.map(drop).context("cannot settle the migration");
             }
         }
+    }
+}
+
+/// Ends the guardians of this host that hold a listening socket with this port to answer questions, so that a new `receive` can have
+/// it, which answers them from the journals. Whether there was one.
+pub fn make_room(port: u16) -> anyhow::Result<bool> {
+    let waiting = all_processes()?.filter(|pid| Waiting::read(*pid).is_some_and(|w| w.is_only_waiting(port)));
+    let guardians: Vec<Identity> = waiting.flat_map(Identity::of).collect();
+    guardians.iter().for_each(|guardian| terminate(guardian.pid));
+    let deadline = Instant::now() + ROOM_WAIT_MAX;
+    while guardians.iter().any(Identity::is_alive) && Instant::now() < deadline {
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(!guardians.is_empty())
+}
+
+fn all_processes() -> anyhow::Result<impl Iterator<Item = i32>> {
+    let entries = std::fs::read_dir("/proc").context("cannot list the processes")?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+/// A guardian as its command line shows it.
+#[derive(Debug, PartialEq, Eq)]
+struct Waiting {
+    port: u16,
+    controller: i32,
+}
+
+impl Waiting {
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?)
+    }
+
+    fn parse(line: &[u8]) -> Option<Self> {
+        let words: Vec<&str> = line
+            .split(|&byte| byte == 0)
+            .flat_map(std::str::from_utf8)
+            .collect();
+        let after = |name| Some(*words.get(words.iter().position(|word| *word == name)? + 1)?);
+        if !words.starts_with(&["whimbrel", "guardian"]) {
+            return None;
+        }
+        Some(Self {
+            port: after("--port")?.parse().ok()?,
+            controller: after("--controller")?.parse().ok()?,
+        })
+    }
+
+    /// Its controller is gone.
+    fn is_only_waiting(&self, port: u16) -> bool {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.controller));
+        let alive = Identity::of(self.controller).is_ok_and(|controller| controller.is_alive());
+        self.port == port && !(alive && name.is_ok_and(|name| name.trim_end() == "whimbrel"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guardian_is_known_by_its_command_line() {
+        let line = "whimbrel guardian 0a destination --pipe 9 --controller 665 --listener 3 --port 7440";
+        let words = |line: &str| line.replace(' ', "\0").into_bytes();
+        assert_eq!(
+            Waiting::parse(&words(line)),
+            Some(Waiting {
+                port: 7440,
+                controller: 665
+            })
+        );
+        assert_eq!(
+            Waiting::parse(&words("whimbrel guardian 0a source --pipe 9 --controller 665")),
+            None
+        );
+        assert_eq!(
+            Waiting::parse(&words("less whimbrel guardian --controller 665 --port 7440")),
+            None
+        );
+        assert_eq!(Waiting::parse(b""), None);
+    }
+
+    #[test]
+    fn a_guardian_whose_controller_lives_is_left_alone() {
+        let gone = Waiting {
+            port: 1,
+            controller: i32::MAX,
+        };
+        assert!(gone.is_only_waiting(1) && !gone.is_only_waiting(2));
     }
 }

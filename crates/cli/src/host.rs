@@ -12,7 +12,7 @@ use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
 
 use crate::exit::refused;
 
-/// How long a command that has something else to do asks the destination of an undecided migration.
+/// How long a command that has something else to do asks or tells the other end of an interrupted migration.
 const ASK_FOR: Duration = Duration::from_secs(1);
 
 /// The journals of this host.
@@ -47,7 +47,7 @@ pub fn tidy() {
         ask_for: Some(ASK_FOR),
         force_here: false,
         listener: None,
-        answer_for: Duration::ZERO,
+        answer_for: ASK_FOR,
         cancel: &never,
     };
     match recover_stale(&journals(), &recover(), &options) {

@@ -33,6 +33,7 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
         workload_name: target.name,
         migration: decisions(args),
         link_timeout: args.link_timeout,
+        followed: true,
         ask_for: ASK_FOR,
         journals: host::journals(),
         cancel,

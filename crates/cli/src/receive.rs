@@ -1,5 +1,6 @@
 //! `whimbrel receive`: takes workloads in.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -13,19 +14,14 @@ use crate::guardian::Guardian;
 use crate::migrate::coded;
 use crate::privilege::{require, NET_ADMIN, SYS_ADMIN, SYS_PTRACE, SYS_TIME};
 use crate::watch::Watch;
-use crate::{host, interrupt};
+use crate::{guardian, host, interrupt};
 
 /// Receives one workload, or one after the other.
 pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
     require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN, SYS_TIME])?;
     host::tidy();
-    let listener = TcpListener::bind(&args.listen).map_err(|e| {
-        refused(format!(
-            "cannot listen on {}: {e}; choose another address with --listen",
-            args.listen
-        ))
-    })?;
+    let listener = listen(&args.listen)?;
     let mut watch = Watch::new(args.json.as_deref())?;
     loop {
         let result = receive_one(args, &listener, &cancel, &mut watch);
@@ -39,6 +35,21 @@ pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// A guardian may still hold the address, to answer questions about an earlier migration.
+fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    let mut bound = TcpListener::bind(address);
+    let taken = bound.as_ref().is_err_and(|e| e.kind() == ErrorKind::AddrInUse);
+    let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+    if taken && port.map(guardian::make_room).transpose()?.unwrap_or(false) {
+        bound = TcpListener::bind(address);
+    }
+    bound.map_err(|e| {
+        refused(format!(
+            "cannot listen on {address}: {e}; choose another address with --listen"
+        ))
+    })
 }
 
 /// With a key of its own.

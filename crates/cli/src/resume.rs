@@ -12,6 +12,9 @@ use crate::args::ResumeArgs;
 use crate::exit::{refused, Code, Coded};
 use crate::{host, interrupt};
 
+/// How long the other end is told what was decided here.
+const TELL_FOR: Duration = Duration::from_secs(3);
+
 /// Asks the destination until it answers or the user has enough, or takes the workload back.
 pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
@@ -22,7 +25,7 @@ pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
         ask_for: None,
         force_here: args.here && args.force,
         listener: None,
-        answer_for: Duration::ZERO,
+        answer_for: TELL_FOR,
         cancel: &cancel,
     };
     let settled = take_over(&journals, args.id, record.role, &host::recover(), &options)?;

@@ -215,6 +215,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             workload_name: "memory".into(),
             migration: Migration::new(Box::new(StopCopy), Limits::default(), Hints::default()),
             link_timeout: Duration::from_secs(10),
+            followed: false,
             ask_for: Duration::ZERO,
             journals: journals.clone(),
             cancel: Arc::default(),

@@ -17,7 +17,6 @@ use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationL
 use crate::error::{Error, Result};
 use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State};
-use crate::source::TELL_FOR;
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 
 /// How to recover.
@@ -31,8 +30,8 @@ pub struct GuardianOptions<'a> {
     pub force_here: bool,
     /// Destination: the socket that the controller listened on. Without it nobody can ask, and nothing is waited for.
     pub listener: Option<&'a TcpListener>,
-    /// Destination: how long questions are answered. Source: how long (a few seconds at most) a destination that may wait for it
-    /// is told where the workload is.
+    /// Destination: how long questions are answered. Source: how long a destination that may wait for it is told where the
+    /// workload is.
     pub answer_for: Duration,
     /// Set when it shall end early.
     pub cancel: &'a AtomicBool,
@@ -103,7 +102,8 @@ fn settle_source<C: Recover>(
     let patience = Patience {
         link_timeout: options.link_timeout,
         ask_for: options.ask_for,
-        tell_for: options.answer_for.min(TELL_FOR),
+        tell_for: options.answer_for,
+        followed: false,
         force_here: options.force_here,
         cancel: options.cancel,
     };

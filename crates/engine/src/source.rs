@@ -47,6 +47,8 @@ pub struct SourceOptions {
     pub link_timeout: Duration,
     /// How long to ask a destination that was lost after the offer.
     pub ask_for: Duration,
+    /// Whether a guardian goes on when this returns and a destination that could not be reached must still be told.
+    pub followed: bool,
     /// Where the journal is kept.
     pub journals: Journals,
     /// Set by the user's wish to stop. Without effect once the destination was asked to start the workload.
@@ -230,6 +232,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             link_timeout: self.options.link_timeout,
             ask_for: Some(self.options.ask_for),
             tell_for: TELL_FOR.min(self.options.link_timeout),
+            followed: self.options.followed,
             force_here: false,
             cancel: &cancel,
         };

@@ -45,6 +45,8 @@ pub(crate) struct Patience<'a> {
     pub ask_for: Option<Duration>,
     /// Decided: how long it is told.
     pub tell_for: Duration,
+    /// Decided: what happens then. If somebody follows, the journal is left, so that the telling goes on.
+    pub followed: bool,
     /// Undecided: the operator knows that it does not run there.
     pub force_here: bool,
     /// Undecided: set when the asking shall end.
@@ -151,6 +153,9 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             if let SourceAction::End(end) = action {
                 return SourceLeft::End(end);
             }
+            if let Some(end) = self.left_to_follower() {
+                return SourceLeft::End(end);
+            }
             self.host.before(action);
             let input = self.carry_out(action);
             if self.failures >= ATTEMPTS_MAX {
@@ -172,11 +177,26 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             let since = *self.settled_since.get_or_insert_with(Instant::now);
             // A destination that gave up by itself has nothing that it could forget.
             let gone = matches!(self.why, Some(Error::Aborted(_) | Error::Refused(_)));
-            if gone || since.elapsed() > self.patience.tell_for {
+            if gone || (since.elapsed() > self.patience.tell_for && !self.patience.followed) {
                 self.switch.handle(SourceInput::GiveUp).map_err(internal)?;
             }
         }
         Ok(())
+    }
+
+    /// It is decided, and the destination could not be told in time: whoever follows finds the journal.
+    fn left_to_follower(&self) -> Option<SourceEnd> {
+        let since = self
+            .settled_since
+            .filter(|_| self.patience.followed && self.switch.is_settled())?;
+        let journal = self
+            .journal
+            .as_ref()
+            .filter(|_| since.elapsed() > self.patience.tell_for)?;
+        Some(match journal.record().state {
+            State::Released => SourceEnd::Moved,
+            _ => SourceEnd::Stays,
+        })
     }
 
     fn is_asked_enough(&self) -> bool {

@@ -251,6 +251,26 @@ fn a_link_that_stays_away_leaves_the_source_frozen_until_it_can_ask() {
     assert_eq!(stage.verify(), Where::Destination);
 }
 
+/// The link goes after the answer and stays away for longer than the source's controller waits: its guardian tells the destination
+/// when it is back, so that no journal is left.
+#[test]
+fn a_guardian_goes_on_telling_what_was_decided() {
+    let stage = Stage::new();
+    let cable = Cable::new(stage.address());
+    let receiver = receive(&stage, (), None);
+    let source = spawn_source(&stage, 1, at(Phase::Release, cable.cutter()), |o| {
+        o.destination = cable.address.to_string();
+        o.followed = true;
+    });
+    source.join().unwrap().unwrap();
+    let record = stage.journals.read(stage.id, Role::Source).unwrap().unwrap();
+    assert_eq!(record.state, State::Released);
+    cable.plug();
+    assert_eq!(stage.guardian(Role::Source, &NEVER).unwrap(), Settled::Moved);
+    receiver.join().unwrap().unwrap();
+    assert_eq!(stage.verify(), Where::Destination);
+}
+
 /// The destination's host is gone for good, and the source is frozen behind an offer.
 #[test]
 fn the_operator_may_take_it_back_by_force() {

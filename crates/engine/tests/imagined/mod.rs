@@ -813,6 +813,7 @@ impl Stage {
             bandwidth_max: None,
         };
         SourceOptions {
+            followed: false,
             id: self.id,
             key: self.key.clone(),
             destination: destination.to_string(),
