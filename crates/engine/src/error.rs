@@ -137,6 +137,11 @@ impl Error {
         matches!(self, Error::Link { .. } | Error::Silent { .. } | Error::Queried)
     }
 
+    /// The other host answers, but nobody listens there.
+    pub(crate) fn is_connection_refused(&self) -> bool {
+        matches!(self, Error::Unreachable { cause, .. } if cause.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     pub(crate) fn unexpected(got: &Message, expected: &'static str) -> Self {
         Error::Unexpected {
             got: got.name(),

@@ -116,6 +116,7 @@ pub(crate) struct SourceDriver<'a, H> {
     failures: u32,
     asking_since: Option<Instant>,
     settled_since: Option<Instant>,
+    nobody_listens: bool,
 }
 
 impl<'a, H: SourceHost> SourceDriver<'a, H> {
@@ -137,6 +138,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             failures: 0,
             asking_since: None,
             settled_since: None,
+            nobody_listens: false,
         }
     }
 
@@ -176,7 +178,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
         if self.switch.is_settled() {
             let since = *self.settled_since.get_or_insert_with(Instant::now);
             // A destination that gave up by itself has nothing that it could forget.
-            let gone = matches!(self.why, Some(Error::Aborted(_) | Error::Refused(_)));
+            let gone = self.nobody_listens || matches!(self.why, Some(Error::Aborted(_) | Error::Refused(_)));
             if gone || (since.elapsed() > self.patience.tell_for && !self.patience.followed) {
                 self.switch.handle(SourceInput::GiveUp).map_err(internal)?;
             }
@@ -322,7 +324,11 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
                 self.line.query = Some(stream);
                 SourceInput::Done
             }
-            Err(_) => SourceInput::Failed,
+            Err(error) => {
+                // Its host lives, but controller and guardian are gone: they have settled it, and did not wait for our last word.
+                self.nobody_listens = error.is_connection_refused();
+                SourceInput::Failed
+            }
         }
     }
 

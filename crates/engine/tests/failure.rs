@@ -271,6 +271,31 @@ fn a_guardian_goes_on_telling_what_was_decided() {
     assert_eq!(stage.verify(), Where::Destination);
 }
 
+/// Everybody at the destination has gone home: nobody is left to be told, however long the guardian would wait.
+#[test]
+fn a_guardian_does_not_wait_where_nobody_listens() {
+    let mut stage = Stage::new();
+    stage.answer_for = Duration::from_secs(3600);
+    let _workload = ImaginedWorkload::new(&stage.world, 1);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let record = Record {
+        id: stage.id,
+        role: Role::Source,
+        state: State::Stayed,
+        key: stage.key.clone(),
+        peer: nobody.to_string(),
+        workload: "imagined".into(),
+        resources: Vec::new(),
+        pid: 0,
+    };
+    drop(stage.journals.create(record).unwrap());
+    assert_eq!(stage.guardian(Role::Source, &NEVER).unwrap(), Settled::Stays);
+    assert_eq!(stage.verify(), Where::Source);
+}
+
 /// The destination's host is gone for good, and the source is frozen behind an offer.
 #[test]
 fn the_operator_may_take_it_back_by_force() {
