@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use whimbrel_engine::destination::{ReceiveOptions, Reception, ANSWER_FOR};
-use whimbrel_wire::Key;
+use whimbrel_engine::destination::{Incoming, ReceiveOptions, Reception, ANSWER_FOR};
+use whimbrel_engine::Role;
+use whimbrel_wire::{Key, MigrationId};
 
 use crate::args::{End, ReceiveArgs};
 use crate::exit::refused;
@@ -23,8 +24,13 @@ pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
     host::tidy();
     let listener = listen(&args.listen)?;
     let mut watch = Watch::new(args.json.as_deref())?;
+    let mut guardians = Guardians {
+        args,
+        listener: &listener,
+        guardians: Vec::new(),
+    };
     loop {
-        let result = receive_one(args, &listener, &cancel, &mut watch);
+        let result = receive_one(&mut guardians, &cancel, &mut watch);
         let again = args.keep && !cancel.load(Ordering::Relaxed);
         match result {
             Err(error) if again => eprintln!("whimbrel: {error:#}"),
@@ -34,6 +40,43 @@ pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
                 return result;
             }
         }
+        guardians.dismiss_idle()?;
+    }
+}
+
+/// One for each migration that is not settled. As long as we listen, we answer the questions about all of them; then they do.
+struct Guardians<'a> {
+    args: &'a ReceiveArgs,
+    listener: &'a TcpListener,
+    guardians: Vec<(MigrationId, Guardian)>,
+}
+
+impl Guardians<'_> {
+    /// A migration can do without: what it leaves if we die is left to the next command then.
+    fn start(&mut self, id: MigrationId) {
+        match Guardian::start(id, End::Destination, self.args.link_timeout, Some(self.listener)) {
+            Ok(guardian) => self.guardians.push((id, guardian)),
+            Err(e) => eprintln!("whimbrel: {e:#}"),
+        }
+    }
+
+    /// Those with nothing to do.
+    fn dismiss_idle(&mut self) -> anyhow::Result<()> {
+        for (id, guardian) in std::mem::take(&mut self.guardians) {
+            match host::journals().read(id, Role::Destination)? {
+                Some(_) => self.guardians.push((id, guardian)),
+                None => guardian.release(),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guardians<'_> {
+    fn drop(&mut self) {
+        self.guardians
+            .drain(..)
+            .for_each(|(_, guardian)| guardian.release());
     }
 }
 
@@ -53,37 +96,24 @@ fn listen(address: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// With a key of its own.
-fn receive_one(
-    args: &ReceiveArgs,
-    listener: &TcpListener,
-    cancel: &Arc<AtomicBool>,
-    watch: &mut Watch,
-) -> anyhow::Result<()> {
+fn receive_one(guardians: &mut Guardians, cancel: &Arc<AtomicBool>, watch: &mut Watch) -> anyhow::Result<()> {
+    let args = guardians.args;
     let key = Key::random()?;
     let options = ReceiveOptions {
         key: key.clone(),
         journals: host::journals(),
         link_timeout: args.link_timeout,
         answer_for: ANSWER_FOR,
+        followed: true,
         cancel: Arc::clone(cancel),
     };
-    let mut reception = Reception::open(listener, options)?;
+    let mut reception = Reception::open(guardians.listener, options)?;
     invite(reception.address(), &key);
-    let mut guardian = None;
-    let make = |incoming: &whimbrel_engine::destination::Incoming| {
-        guardian = Some(Guardian::start(
-            incoming.id,
-            End::Destination,
-            args.link_timeout,
-            Some(listener),
-        ));
+    let make = |incoming: &Incoming| {
+        guardians.start(incoming.id);
         host::replica(args.bridge.clone())
     };
-    let result = reception.receive_one(&host::recover(), make, watch);
-    if let Some(Ok(guardian)) = guardian {
-        guardian.release();
-    }
-    match result {
+    match reception.receive_one(&host::recover(), make, watch) {
         Ok(received) => {
             watch.received(&received);
             println!("{received}");

@@ -66,6 +66,8 @@ pub(crate) struct DestinationDriver<'a, H> {
     pub link_timeout: Duration,
     /// How long questions are waited for when the link is lost.
     pub answer_for: Duration,
+    /// Whether somebody goes on answering then: the journal is left to him if the source may ask.
+    pub followed: bool,
     pub cancel: &'a AtomicBool,
     /// Why it was not started, or what went wrong with the link: the first reason counts.
     pub why: Option<Error>,
@@ -110,6 +112,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             host,
             link_timeout: crate::link::LINK_TIMEOUT,
             answer_for: Duration::ZERO,
+            followed: false,
             cancel,
             why: None,
             promised: false,
@@ -143,7 +146,8 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
     /// workload runs here must not be forgotten before the source knows it.
     fn leave(&mut self) -> DestinationLeft {
         let runs = self.switch.is_committed();
-        if !runs {
+        let followed = self.followed && self.promised;
+        if !runs && !followed {
             if let Some(Err(e)) = self.journal.as_ref().map(Journal::remove) {
                 self.host.warn(&e.to_string());
             }

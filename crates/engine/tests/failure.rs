@@ -271,6 +271,31 @@ fn a_guardian_goes_on_telling_what_was_decided() {
     assert_eq!(stage.verify(), Where::Destination);
 }
 
+/// The link goes before the offer and stays away for longer than the destination's controller answers: its guardian tells the
+/// source, which is frozen, that it was given up.
+#[test]
+fn a_guardian_goes_on_answering_that_it_was_given_up() {
+    let mut stage = Stage::new();
+    stage.answer_for = Duration::from_millis(300);
+    stage.followed = true;
+    let cable = Cable::new(stage.address());
+    let receiver = receive(&stage, (), None);
+    let source = spawn_source(&stage, 1, at(Phase::Offer, cable.cutter()), |o| {
+        o.destination = cable.address.to_string();
+        o.ask_for = Duration::from_millis(300);
+    });
+    assert_eq!(whereabouts(source.join().unwrap()), Whereabouts::Undecided);
+    assert_eq!(whereabouts(receiver.join().unwrap()), Whereabouts::Source);
+    cable.plug();
+    stage.answer_for = Duration::from_secs(20);
+    thread::scope(|scope| {
+        let destination = scope.spawn(|| stage.guardian(Role::Destination, &NEVER).unwrap());
+        assert_eq!(stage.guardian(Role::Source, &NEVER).unwrap(), Settled::Stays);
+        assert_eq!(destination.join().unwrap(), Settled::Discarded);
+    });
+    assert_eq!(stage.verify(), Where::Source);
+}
+
 /// Everybody at the destination has gone home: nobody is left to be told, however long the guardian would wait.
 #[test]
 fn a_guardian_does_not_wait_where_nobody_listens() {

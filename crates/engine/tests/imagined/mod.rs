@@ -667,6 +667,7 @@ pub struct Stage {
     pub cancel: Arc<AtomicBool>,
     pub link_timeout: Duration,
     pub answer_for: Duration,
+    pub followed: bool,
     directory: PathBuf,
 }
 
@@ -685,6 +686,7 @@ impl Stage {
             cancel: Arc::default(),
             link_timeout: Duration::from_secs(5),
             answer_for: Duration::from_secs(20),
+            followed: false,
             directory,
         }
     }
@@ -695,6 +697,7 @@ impl Stage {
 
     pub fn receive_options(&self) -> ReceiveOptions {
         ReceiveOptions {
+            followed: self.followed,
             key: self.key.clone(),
             journals: self.journals.clone(),
             link_timeout: self.link_timeout,
