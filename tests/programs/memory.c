@@ -33,12 +33,14 @@ enum kind {
 	LOCKED,
 	ADVISED,
 	NAMED,
+	NEIGHBOUR,
 	KINDS,
 };
 
 static const char *const names[KINDS] = {
 	"shared anonymous", "memfd", "private memfd", "unlinked", "carried", "private file",
 	"read-only", "no access", "locked", "advised", "named",
+	"neighbour",
 };
 
 struct region {
@@ -224,6 +226,33 @@ static void check_guards(void)
 	close(fds[1]);
 }
 
+/* Memory behind which another mapping is moved in every step, so that the kernel joins the two. */
+static void neighbour(void)
+{
+	char *place;
+
+	private_region(NEIGHBOUR, PROT_READ | PROT_WRITE);
+	need(munmap(regions[NEIGHBOUR].pages, PAGES * PAGE) == 0, "munmap");
+	place = map(2 * PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	regions[NEIGHBOUR].pages = regions[NEIGHBOUR].writable = (uint64_t *)place;
+}
+
+static void move_neighbour(void)
+{
+	char *behind = (char *)(regions[NEIGHBOUR].pages + PAGES * WORDS);
+	/* Made in the step before, so that whoever tracks mappings has seen it. */
+	static char *other;
+
+	need(munmap(behind, PAGES * PAGE) == 0, "munmap");
+	if (other) {
+		need(mremap(other, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, behind) == behind, "mremap");
+		need(munmap(other - PAGES * PAGE, 3 * PAGES * PAGE) == 0, "munmap");
+	}
+	/* Never touched and apart from all others: such a mapping can be joined wherever it is moved. */
+	other = (char *)map(3 * PAGES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1) + PAGES * PAGE;
+	need(mprotect(other, PAGES * PAGE, PROT_READ | PROT_WRITE) == 0, "mprotect");
+}
+
 static uint64_t *sealed_pages;
 
 /* Shared memory that nobody can write any more. */
@@ -272,6 +301,7 @@ static void set_up(const char *directory)
 	need(madvise(regions[ADVISED].pages, PAGES * PAGE, MADV_DONTFORK) == 0, "MADV_DONTFORK");
 	need(madvise(regions[ADVISED].pages, PAGES * PAGE, MADV_DONTDUMP) == 0, "MADV_DONTDUMP");
 	private_region(NAMED, PROT_READ | PROT_WRITE);
+	neighbour();
 	seal();
 	guard();
 }
@@ -301,6 +331,7 @@ int main(int argc, char **argv)
 			forget_page(kind, (unsigned long)rand_r(&seed) % PAGES);
 			check(kind);
 		}
+		move_neighbour();
 		check_sealed();
 		check_guards();
 		printf("memory %ld ok\n", steps);

@@ -3,11 +3,16 @@
 //!
 //! Registering must not act on an outdated view of the maps (it would split mappings under the workload's feet), so it is
 //! done while the workload is stopped for about a millisecond, in each round. The scan itself runs beside it.
+//!
+//! A mapping may fall out of the tracking with its marks left behind: mremap(2) can join what it moves with a tracked neighbour, and
+//! the kernel then forgets the registration of both, but not the neighbour's write protection marks (seen on
+//! Linux 6.18). Its pages look unwritten from then on, whatever is written to them, and take that along when they are moved again. So a
+//! mapping that was not registered at a look counts as written as a whole, and marks that it has are taken away.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use whimbrel_kernel::maps::Vma;
-use whimbrel_kernel::pagemap::{category, Pagemap, Region, ScanArgs};
+use whimbrel_kernel::pagemap::{category, flag, Pagemap, Region, ScanArgs};
 use whimbrel_kernel::pidfd;
 use whimbrel_kernel::uffd::{self, Uffd};
 use whimbrel_policy::{PageRun, SpaceId, PAGE_SIZE};
@@ -40,6 +45,8 @@ pub struct Tracker {
     tells_guards: bool,
     /// Ranges whose last scan failed: their marks may be gone.
     failed: Vec<Span>,
+    /// Ranges that were not registered at the last look: marks that they have mean nothing.
+    strange: Vec<Span>,
 }
 
 /// What the frozen scan found.
@@ -67,6 +74,7 @@ impl Tracker {
             uffd: None,
             huge: Vec::new(),
             failed: Vec::new(),
+            strange: Vec::new(),
         })
     }
 
@@ -84,10 +92,60 @@ impl Tracker {
     ///
     /// # Errors
     /// A mapping that cannot be tracked, because something else has a userfaultfd on it.
-    pub fn register(&self, vmas: &[Vma]) -> Result<()> {
+    pub fn register(&mut self, vmas: &[Vma]) -> Result<()> {
         let Some(uffd) = &self.uffd else { return Ok(()) };
+        let strange = self.strangers(vmas)?;
+        self.strange.extend(strange);
         for vma in private(vmas) {
             uffd.register(vma.start, vma.len(), uffd::mode::WP)?;
+        }
+        Ok(())
+    }
+
+    /// The private mappings that are not registered. A mapping is as a whole, so that its first page tells.
+    fn strangers(&self, vmas: &[Vma]) -> Result<Vec<Span>> {
+        let args = ScanArgs {
+            flags: flag::CHECK_WPASYNC,
+            mask: category::PRESENT,
+            returned: category::PRESENT,
+            ..ScanArgs::default()
+        };
+        let mut found = Vec::new();
+        let mut strangers = Vec::new();
+        for vma in private(vmas) {
+            match self
+                .pagemap
+                .scan(vma.start..vma.start + PAGE_SIZE, args, &mut found)
+            {
+                Ok(()) => {}
+                Err(error) if error.errno() == Some(libc::EPERM) => strangers.push(span_of(vma)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Takes away the marks of mappings that were registered a moment ago: nothing of ours has marked them yet.
+    fn clean(&mut self, vmas: &[Vma]) -> Result<()> {
+        let Some(uffd) = &self.uffd else { return Ok(()) };
+        let marked = ScanArgs {
+            inverted: category::WRITTEN,
+            mask: category::WRITTEN,
+            anyof: category::PRESENT | category::SWAPPED,
+            ..ScanArgs::default()
+        };
+        let strange = std::mem::take(&mut self.strange);
+        let mut found = Vec::new();
+        for span in strange.iter().flat_map(|span| parts(vmas, *span)) {
+            found.clear();
+            self.pagemap.scan(span.start..span.end, marked, &mut found)?;
+            let cleaned = found
+                .iter()
+                .all(|region| uffd.write_protect(region.start, region.len(), false).is_ok());
+            if !cleaned {
+                // It has changed meanwhile: again at the next look, and until then it counts as written.
+                self.strange.push(span);
+            }
         }
         Ok(())
     }
@@ -99,9 +157,11 @@ impl Tracker {
     /// The process has ended.
     pub fn scan(&mut self, vmas: &[Vma]) -> Result<Vec<PageRun>> {
         let mut found = Vec::new();
+        self.clean(vmas)?;
         let failed = std::mem::take(&mut self.failed);
         // Only what the layout shows: something newer may lie there by now.
-        for span in failed.iter().flat_map(|span| parts(vmas, *span)) {
+        let uncertain = failed.iter().chain(&self.strange);
+        for span in uncertain.flat_map(|span| parts(vmas, *span)) {
             self.pagemap.scan(
                 span.start..span.end,
                 self.without_guards(ScanArgs::private_present()),
@@ -116,10 +176,7 @@ impl Tracker {
             ) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Some(libc::ESRCH) => return Err(error),
-                Err(_) => self.failed.push(Span {
-                    start: vma.start,
-                    end: vma.end,
-                }),
+                Err(_) => self.failed.push(span_of(vma)),
             }
         }
         found.sort_unstable_by_key(|region| region.start);
@@ -179,8 +236,12 @@ impl Tracker {
             start: region.start,
             end: region.end,
         };
+        if self.uffd.is_some() {
+            let strangers = self.strangers(vmas)?;
+            self.strange.extend(strangers);
+        }
         let written =
-            |region: &&Region| region.categories & category::WRITTEN != 0 || self.has_failed(region);
+            |region: &&Region| region.categories & category::WRITTEN != 0 || self.is_uncertain(region);
         Ok(FrozenScan {
             written: runs(found.iter().filter(written)),
             present: runs(found.iter()),
@@ -218,12 +279,13 @@ impl Tracker {
     }
 
     /// Regions are no larger than mappings, and mappings fail as a whole.
-    fn has_failed(&self, region: &Region) -> bool {
+    fn is_uncertain(&self, region: &Region) -> bool {
         let span = Span {
             start: region.start,
             end: region.end,
         };
-        self.failed.iter().any(|failed| failed.overlaps(&span))
+        let mut uncertain = self.failed.iter().chain(&self.strange);
+        uncertain.any(|uncertain| uncertain.overlaps(&span))
     }
 
     /// What is huge now or was before it was tracked, as far as it is still mapped: whole huge pages.
@@ -301,6 +363,13 @@ fn tells_guards(pagemap: &Pagemap) -> Result<bool> {
 
 fn private(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
     vmas.iter().filter(|vma| !vma.shared && !vma.is_special())
+}
+
+fn span_of(vma: &Vma) -> Span {
+    Span {
+        start: vma.start,
+        end: vma.end,
+    }
 }
 
 /// The parts of `span` that are private mappings.

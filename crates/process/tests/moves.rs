@@ -135,6 +135,7 @@ impl Move {
     fn until_loaded(
         mode: Mode,
         rounds: u32,
+        program: &Program,
         source: &mut ProcessWorkload,
         replica: &mut ProcessReplica,
     ) -> u64 {
@@ -146,6 +147,8 @@ impl Move {
             progress.take(&scanned.scan);
             progress.follow(&scanned, replica);
             progress.send(source, replica, true);
+            // What the first step changes in the mappings, the second one meets.
+            program.goes_on(2);
         }
         source.make_ready().unwrap();
         source.freeze().unwrap();
@@ -170,10 +173,10 @@ impl Move {
 }
 
 /// Moves it, and returns the bytes that went while it was frozen.
-fn moved(mode: Mode, mut source: ProcessWorkload, to: &Host) -> u64 {
+fn moved(mode: Mode, program: &Program, mut source: ProcessWorkload, to: &Host) -> u64 {
     let rounds = if mode == Mode::Live { 3 } else { 0 };
     let mut replica = to.replica();
-    let bytes = Move::until_loaded(mode, rounds, &mut source, &mut replica);
+    let bytes = Move::until_loaded(mode, rounds, program, &mut source, &mut replica);
     replica.start().unwrap();
     source.release(Outcome::Moved).unwrap();
     replica.settle().unwrap();
@@ -209,12 +212,12 @@ fn every_kind_of_memory_moves_there_and_back() {
     let program = Program::start("memory", &[directory.to_str().unwrap()]);
     program.goes_on(2);
     let (here, there) = (Host::new("kinds-here"), Host::new("kinds-there"));
-    moved(Mode::Live, of(&program), &there);
+    moved(Mode::Live, &program, of(&program), &there);
     program.goes_on(3);
     for mode in [Mode::Stopped, Mode::Live] {
-        moved(mode, there.source(), &here);
+        moved(mode, &program, there.source(), &here);
         program.goes_on(3);
-        moved(mode, here.source(), &there);
+        moved(mode, &program, here.source(), &there);
         program.goes_on(3);
     }
     drop((here, there));
@@ -226,10 +229,15 @@ fn a_torture_of_mappings_moves_ten_times_without_a_wrong_byte() {
     let program = Program::start("torture", &["11"]);
     program.goes_on(2);
     let hosts = [Host::new("torture-0"), Host::new("torture-1")];
-    moved(Mode::Live, of(&program), &hosts[0]);
+    moved(Mode::Live, &program, of(&program), &hosts[0]);
     for turn in 1..10 {
         program.goes_on(2);
-        moved(Mode::Live, hosts[(turn + 1) % 2].source(), &hosts[turn % 2]);
+        moved(
+            Mode::Live,
+            &program,
+            hosts[(turn + 1) % 2].source(),
+            &hosts[turn % 2],
+        );
     }
     program.goes_on(3);
 }
@@ -239,7 +247,7 @@ fn huge_pages_arrive_as_huge_pages() {
     let program = Program::start("hugepages", &["32"]);
     program.goes_on(2);
     let host = Host::new("huge");
-    moved(Mode::Live, of(&program), &host);
+    moved(Mode::Live, &program, of(&program), &host);
     program.goes_on(3);
     let last = program.lines().pop().unwrap();
     assert!(last.ends_with("huge 32 of 32"), "{last}");
@@ -250,7 +258,7 @@ fn what_was_sent_before_is_not_sent_again() {
     let program = Program::start("counter", &["64"]);
     program.goes_on(2);
     let host = Host::new("little");
-    let bytes = moved(Mode::Live, of(&program), &host);
+    let bytes = moved(Mode::Live, &program, of(&program), &host);
     program.goes_on(2);
     assert!(bytes < 8 << 20, "{bytes} bytes while it was frozen");
 }
@@ -262,7 +270,7 @@ fn after_a_failure_the_source_runs_on_with_nothing_of_ours_in_it() {
         program.goes_on(2);
         let host = Host::new(&format!("failure-{name}"));
         let (mut source, mut replica) = (of(&program), host.replica());
-        Move::until_loaded(Mode::Live, rounds, &mut source, &mut replica);
+        Move::until_loaded(Mode::Live, rounds, &program, &mut source, &mut replica);
         replica.discard().unwrap();
         replica.discard().unwrap();
         source.release(Outcome::Stays).unwrap();
@@ -290,7 +298,7 @@ fn the_journal_alone_is_enough_to_go_back() {
     let pid = program.pid();
     let (theirs, ours) = dead_controller(|| {
         let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
-        Move::until_loaded(Mode::Live, 1, &mut source, &mut replica);
+        Move::until_loaded(Mode::Live, 1, &program, &mut source, &mut replica);
         let resources = (source.resources(), replica.resources());
         std::mem::forget(source);
         std::mem::forget(replica);
@@ -314,7 +322,7 @@ fn the_journal_alone_is_enough_to_go_on() {
     let pid = program.pid();
     let (theirs, ours) = dead_controller(|| {
         let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
-        Move::until_loaded(Mode::Live, 1, &mut source, &mut replica);
+        Move::until_loaded(Mode::Live, 1, &program, &mut source, &mut replica);
         let resources = (source.resources(), replica.resources());
         std::mem::forget(source);
         std::mem::forget(replica);
