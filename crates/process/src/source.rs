@@ -482,7 +482,15 @@ impl Workload for ProcessWorkload {
 
     fn begin(&mut self, mode: Mode) -> Result<()> {
         if mode == Mode::Live {
-            self.tracker.arm(&maps::read(self.pid)?)?;
+            let vmas = maps::read(self.pid)?;
+            let stopped = Stopped::stop_leader(self.pid)?;
+            // Before it is driven to see what it was doing, afterwards because it was interrupted again.
+            let seen = capture::mend(&stopped, &mut self.memo);
+            let armed = self.tracker.arm(&vmas);
+            let mended = capture::mend(&stopped, &mut self.memo);
+            stopped.detach();
+            armed?;
+            seen.and(mended)?;
         }
         Ok(())
     }

@@ -78,13 +78,15 @@ impl Tracker {
         })
     }
 
-    /// Puts a userfaultfd into the process (which stops one thread for less than a millisecond).
+    /// Puts a userfaultfd into the process, whose leader is stopped.
     ///
     /// # Errors
     /// The process cannot be traced, or this kernel cannot track (Linux 6.7 is needed).
     pub fn arm(&mut self, vmas: &[Vma]) -> Result<()> {
         self.huge = self.huge_spans(vmas)?;
-        self.uffd = Some(uffd::inject(self.pid, uffd::feature::TRACK_WRITES, 0)?);
+        let uffd = uffd::inject_stopped(self.pid, self.pid, 0)?;
+        uffd.api(uffd::feature::TRACK_WRITES)?;
+        self.uffd = Some(uffd);
         Ok(())
     }
 
