@@ -613,7 +613,7 @@ impl Workload for ProcessWorkload {
         let private = self.tracker.scan_frozen(&vmas)?;
         let shared = self.objects.scan_frozen()?;
         if let Some(process) = layout.processes.first_mut() {
-            process.huge = self.tracker.huge(&vmas)?;
+            process.huge = private.huge;
             process.guards = private.guards;
         }
         let (lost, layout) = self.adopt(layout);

@@ -58,6 +58,8 @@ pub struct FrozenScan {
     pub present: Vec<PageRun>,
     /// Guard pages.
     pub guards: Vec<Span>,
+    /// What is huge, or was before it was tracked.
+    pub huge: Vec<Span>,
 }
 
 impl Tracker {
@@ -248,6 +250,7 @@ impl Tracker {
             written: runs(found.iter().filter(written)),
             present: runs(found.iter()),
             guards: guards.iter().map(span).collect(),
+            huge: self.huge_now(vmas, &found),
         })
     }
 
@@ -270,12 +273,12 @@ impl Tracker {
         }
     }
 
-    /// Private pages that are there, and guards, told apart.
+    /// Private pages that are there, with what is huge, and guards, told apart.
     fn with_guards(&self) -> ScanArgs {
         let args = ScanArgs::private_present();
         let guard = if self.tells_guards { category::GUARD } else { 0 };
         ScanArgs {
-            returned: args.returned | guard,
+            returned: args.returned | category::HUGE | guard,
             ..args
         }
     }
@@ -291,11 +294,13 @@ impl Tracker {
     }
 
     /// What is huge now or was before it was tracked, as far as it is still mapped: whole huge pages.
-    ///
-    /// # Errors
-    /// The process has ended.
-    pub fn huge(&self, vmas: &[Vma]) -> Result<Vec<Span>> {
-        let mut spans = self.huge_spans(vmas)?;
+    fn huge_now(&self, vmas: &[Vma], found: &[Region]) -> Vec<Span> {
+        let huge = found
+            .iter()
+            .filter(|region| region.categories & category::HUGE != 0);
+        let mut spans: Vec<Span> = huge
+            .filter_map(|region| whole_huge(region.start, region.end))
+            .collect();
         for old in &self.huge {
             spans.extend(parts(vmas, *old).filter_map(|part| whole_huge(part.start, part.end)));
         }
@@ -307,7 +312,7 @@ impl Tracker {
                 _ => merged.push(span),
             }
         }
-        Ok(merged)
+        merged
     }
 
     fn huge_spans(&self, vmas: &[Vma]) -> Result<Vec<Span>> {
