@@ -20,6 +20,7 @@
 #define PAGE 4096UL
 #define PAGES 64UL
 #define WORDS (PAGE / sizeof(uint64_t))
+#define CHECK_EVERY 5
 
 enum kind {
 	SHARED_ANONYMOUS,
@@ -276,6 +277,48 @@ static void check_sealed(void)
 	need(mprotect(sealed_pages, PAGE, PROT_READ | PROT_WRITE) < 0 && errno == EACCES, "the seal of the mapping");
 }
 
+/* Blocks that lose all of their pages at once, and with them the page table. */
+#define TABLE (2UL << 20)
+#define TABLES 4UL
+
+static uint64_t *tables;
+static uint64_t table_generations[TABLES];
+
+static void empty_tables(void)
+{
+	char *place = map((TABLES + 1) * TABLE / PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	tables = (uint64_t *)(((uintptr_t)place + TABLE - 1) / TABLE * TABLE);
+	need(madvise(tables, TABLES * TABLE, MADV_NOHUGEPAGE) == 0, "MADV_NOHUGEPAGE");
+}
+
+/* Odd generations are there, even ones are not. */
+static void change_table(unsigned long table)
+{
+	uint64_t *place = tables + table * TABLE / 8;
+	uint64_t generation = ++table_generations[table];
+
+	if (generation % 2 == 0) {
+		need(madvise(place, TABLE, MADV_DONTNEED) == 0, "MADV_DONTNEED");
+		return;
+	}
+	for (unsigned long page = 0; page < TABLE / PAGE; page++)
+		place[page * WORDS] = word(KINDS + 1, page, generation, 0);
+}
+
+static void check_tables(void)
+{
+	for (unsigned long table = 0; table < TABLES; table++)
+		for (unsigned long page = 0; page < TABLE / PAGE; page++) {
+			uint64_t generation = table_generations[table];
+			uint64_t got = tables[table * TABLE / 8 + page * WORDS];
+			uint64_t expected = generation % 2 ? word(KINDS + 1, page, generation, 0) : 0;
+
+			if (got != expected)
+				fail("of a dropped page table", page, got, expected);
+		}
+}
+
 static void set_up(const char *directory)
 {
 	char inner[4096];
@@ -304,6 +347,7 @@ static void set_up(const char *directory)
 	neighbour();
 	seal();
 	guard();
+	empty_tables();
 }
 
 /* Makes a page anew as nobody had ever written it. */
@@ -329,8 +373,13 @@ int main(int argc, char **argv)
 			for (int i = 0; i < 4; i++)
 				write_page(kind, (unsigned long)rand_r(&seed) % PAGES);
 			forget_page(kind, (unsigned long)rand_r(&seed) % PAGES);
-			check(kind);
+			/* Not in every step: what was dropped may still be gone when somebody looks from outside. */
+			if (steps % CHECK_EVERY == 0)
+				check(kind);
 		}
+		change_table((unsigned long)rand_r(&seed) % TABLES);
+		if (steps % CHECK_EVERY == 0)
+			check_tables();
 		move_neighbour();
 		check_sealed();
 		check_guards();

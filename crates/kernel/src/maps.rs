@@ -147,6 +147,8 @@ pub struct Vma {
     pub path: String,
     /// The flags of smaps; empty when read from maps.
     pub flags: VmFlags,
+    /// Bytes of it in huge pages (`AnonHugePages`); 0 when read from maps.
+    pub huge_bytes: u64,
 }
 
 impl Vma {
@@ -232,8 +234,8 @@ fn parse(text: &str) -> std::result::Result<Vec<Vma>, String> {
     let mut vmas: Vec<Vma> = Vec::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
         if line.starts_with(|first: char| first.is_ascii_uppercase()) {
-            if let (Some(codes), Some(vma)) = (line.strip_prefix("VmFlags:"), vmas.last_mut()) {
-                vma.flags = VmFlags::parse(codes);
+            if let Some(vma) = vmas.last_mut() {
+                detail(vma, line);
             }
             continue;
         }
@@ -251,6 +253,16 @@ fn parse(text: &str) -> std::result::Result<Vec<Vma>, String> {
         vmas.push(vma);
     }
     Ok(vmas)
+}
+
+/// What smaps tells about a mapping in a line of its own.
+fn detail(vma: &mut Vma, line: &str) {
+    if let Some(codes) = line.strip_prefix("VmFlags:") {
+        vma.flags = VmFlags::parse(codes);
+    } else if let Some(size) = line.strip_prefix("AnonHugePages:") {
+        let kilobytes = size.trim().trim_end_matches(" kB").parse();
+        vma.huge_bytes = kilobytes.map_or(0, |kilobytes: u64| kilobytes << 10);
+    }
 }
 
 fn parse_line(line: &str) -> Option<Vma> {
@@ -273,6 +285,7 @@ fn parse_line(line: &str) -> Option<Vma> {
         inode,
         path,
         flags: VmFlags::NONE,
+        huge_bytes: 0,
     };
     (vma.start < vma.end && permissions.len() == 4).then_some(vma)
 }

@@ -115,6 +115,18 @@ impl ScanArgs {
         }
     }
 
+    /// Written since it was last protected, or never there; changes nothing. The kernel answers exactly this question in about
+    /// 2 ns a page, and every other one in ten times that: ask it first, and then the others about what it tells.
+    pub fn written() -> Self {
+        Self {
+            flags: flag::CHECK_WPASYNC,
+            inverted: 0,
+            mask: category::WRITTEN,
+            anyof: 0,
+            returned: category::WRITTEN,
+        }
+    }
+
     /// Private pages that are there, each told with whether it was written; changes nothing.
     pub fn private_present() -> Self {
         use category::{FILE, PRESENT, SWAPPED, WRITTEN, ZERO};

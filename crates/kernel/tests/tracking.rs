@@ -140,6 +140,51 @@ fn a_dropped_page_counts_as_written_and_is_not_there() {
 }
 
 #[test]
+fn pages_whose_page_table_may_be_gone_count_as_written() {
+    let tables = 3;
+    let table_pages = 512;
+    let mut tracked = Tracked::new(tables * table_pages);
+    let first = tracked.start.next_multiple_of(table_pages * PAGE);
+    tracked.puppet.call(
+        libc::SYS_madvise,
+        &[first, table_pages * PAGE, libc::MADV_DONTNEED as u64],
+    );
+    let from = (first - tracked.start) / PAGE;
+    let dropped: Vec<u64> = (from..from + table_pages).collect();
+    assert_eq!(tracked.scan(ScanArgs::written()).unwrap(), dropped);
+}
+
+#[test]
+fn a_dropped_copy_of_a_files_page_looks_like_an_unwritten_page_in_swap() {
+    let mut puppet = Puppet::new();
+    let name = puppet.map(PAGE);
+    let fd = puppet.call(libc::SYS_memfd_create, &[name, 0]);
+    puppet.call(libc::SYS_ftruncate, &[fd, 8 * PAGE]);
+    let access = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let start = puppet.call(
+        libc::SYS_mmap,
+        &[0, 8 * PAGE, access, libc::MAP_PRIVATE as u64, fd, 0],
+    );
+    puppet.touch(start, 8);
+    let mut tracked = Tracked::of(puppet, start, 8);
+    assert_eq!(tracked.take(), (0..8).collect::<Vec<_>>());
+    tracked.puppet.call(
+        libc::SYS_madvise,
+        &[tracked.page(2), PAGE, libc::MADV_DONTNEED as u64],
+    );
+    assert_eq!(
+        tracked.having(category::SWAPPED),
+        [2],
+        "a mark was left in its place"
+    );
+    assert_eq!(
+        tracked.having(category::WRITTEN),
+        [],
+        "so the scan does not tell that it has changed"
+    );
+}
+
+#[test]
 fn a_page_that_was_declared_free_does_not_count_as_written() {
     let mut tracked = Tracked::new(8);
     tracked.puppet.call(

@@ -247,7 +247,9 @@ impl ProcessWorkload {
     }
 
     fn refresh_flags(&mut self) -> Result<()> {
-        self.flags = FlagTable::new(maps::read_with_flags(self.pid)?);
+        let vmas = maps::read_with_flags(self.pid)?;
+        self.tracker.note_huge(&vmas)?;
+        self.flags = FlagTable::new(vmas);
         Ok(())
     }
 
@@ -482,11 +484,10 @@ impl Workload for ProcessWorkload {
 
     fn begin(&mut self, mode: Mode) -> Result<()> {
         if mode == Mode::Live {
-            let vmas = maps::read(self.pid)?;
             let stopped = Stopped::stop_leader(self.pid)?;
             // Before it is driven to see what it was doing, afterwards because it was interrupted again.
             let seen = capture::mend(&stopped, &mut self.memo);
-            let armed = self.tracker.arm(&vmas);
+            let armed = self.tracker.arm();
             let mended = capture::mend(&stopped, &mut self.memo);
             stopped.detach();
             armed?;

@@ -15,9 +15,9 @@ use whimbrel_kernel::maps::Vma;
 use whimbrel_kernel::pagemap::{category, flag, Pagemap, Region, ScanArgs};
 use whimbrel_kernel::pidfd;
 use whimbrel_kernel::uffd::{self, Uffd};
-use whimbrel_policy::{PageRun, SpaceId, PAGE_SIZE};
+use whimbrel_policy::{PageRun, Pages, SpaceId, PAGE_SIZE};
 
-use crate::layout::{push_span, Span};
+use crate::layout::{push_span, Span, ADDRESS_MAX};
 
 /// The space of the first process' private pages.
 pub const PRIVATE: SpaceId = SpaceId(0);
@@ -25,6 +25,8 @@ pub const PRIVATE: SpaceId = SpaceId(0);
 pub const HUGE_BYTES: u64 = 2 << 20;
 /// Pages between two runs that are rather looked at as well than skipped by another system call.
 const PEEK_GAP_PAGES: u64 = 64;
+/// The same in bytes.
+const PEEK_GAP_BYTES: u64 = PEEK_GAP_PAGES * PAGE_SIZE;
 /// One piece of work of the frozen scan.
 const JOB_BYTES: u64 = 256 << 20;
 /// Threads of the frozen scan; a page table is walked at the speed of the memory, which two of them use up.
@@ -39,8 +41,10 @@ pub struct Tracker {
     pid: i32,
     pagemap: Pagemap,
     uffd: Option<Uffd>,
-    /// What was huge before it was tracked: the first write to a protected huge page splits it.
+    /// What was seen to be huge: the first write to a protected huge page splits it.
     huge: Vec<Span>,
+    /// Pages that the scans have found to have content of their own. A page that was not written since then still has it.
+    known: Pages,
     /// Whether this kernel tells guard pages apart (Linux 6.15).
     tells_guards: bool,
     /// Ranges whose last scan failed: their marks may be gone.
@@ -75,6 +79,7 @@ impl Tracker {
             pagemap,
             uffd: None,
             huge: Vec::new(),
+            known: Pages::new(),
             failed: Vec::new(),
             strange: Vec::new(),
         })
@@ -84,8 +89,7 @@ impl Tracker {
     ///
     /// # Errors
     /// The process cannot be traced, or this kernel cannot track (Linux 6.7 is needed).
-    pub fn arm(&mut self, vmas: &[Vma]) -> Result<()> {
-        self.huge = self.huge_spans(vmas)?;
+    pub fn arm(&mut self) -> Result<()> {
         let uffd = uffd::inject_stopped(self.pid, self.pid, 0)?;
         uffd.api(uffd::feature::TRACK_WRITES)?;
         self.uffd = Some(uffd);
@@ -173,18 +177,40 @@ impl Tracker {
             )?;
         }
         for vma in private(vmas) {
-            match self.pagemap.scan(
-                vma.start..vma.end,
-                self.without_guards(ScanArgs::take_written()),
-                &mut found,
-            ) {
+            match self.take(span_of(vma), &mut found) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Some(libc::ESRCH) => return Err(error),
                 Err(_) => self.failed.push(span_of(vma)),
             }
         }
         found.sort_unstable_by_key(|region| region.start);
-        Ok(runs(found.iter()))
+        let written = runs(found.iter());
+        self.note_known(&written)?;
+        Ok(written)
+    }
+
+    /// Get-and-clear of one mapping.
+    fn take(&self, span: Span, found: &mut Vec<Region>) -> Result<()> {
+        let args = self.without_guards(ScanArgs::take_written());
+        let changed = self.changed(span)?;
+        changed
+            .iter()
+            .try_for_each(|part| self.pagemap.scan(part.start..part.end, args, found))
+    }
+
+    /// The parts of a tracked mapping with all that was written or was never there, and some pages between them.
+    fn changed(&self, span: Span) -> Result<Vec<Span>> {
+        let mut regions = Vec::new();
+        self.pagemap
+            .scan(span.start..span.end, ScanArgs::written(), &mut regions)?;
+        Ok(merged(regions.iter().map(span_of_region), PEEK_GAP_BYTES))
+    }
+
+    fn note_known(&mut self, runs: &[PageRun]) -> Result<()> {
+        let too_long =
+            |error: whimbrel_policy::RunTooLong| whimbrel_kernel::error::Error::other(error.to_string());
+        runs.iter()
+            .try_for_each(|run| self.known.insert(*run).map_err(too_long))
     }
 
     /// Those of `runs` that were written since the last scan.
@@ -212,55 +238,91 @@ impl Tracker {
 
     /// The last scan, of a stopped process. Big mappings are shared out between threads.
     ///
+    /// What was not written since the scans before is known from them; only the rest is looked at closely.
+    ///
     /// # Errors
     /// The process has ended.
     pub fn scan_frozen(&mut self, vmas: &[Vma]) -> Result<FrozenScan> {
-        let jobs = jobs(vmas);
+        if self.uffd.is_some() {
+            let strangers = self.strangers(vmas)?;
+            self.strange.extend(strangers);
+        }
+        let Looked { seen, mut found } = self.look(&jobs(vmas))?;
+        found.sort_unstable_by_key(|region| region.start);
+        let (guards, found): (Vec<Region>, Vec<Region>) = found
+            .into_iter()
+            .partition(|region| region.categories & category::GUARD != 0);
+        let written = |region: &&Region| {
+            region.categories & (category::WRITTEN | category::SWAPPED) != 0
+                || self.is_uncertain(span_of_region(region))
+        };
+        let written = runs(found.iter().filter(written));
+        let huge = self.huge_now(vmas, &found);
+        self.forget_unmapped(vmas);
+        for span in seen {
+            self.known.remove(span.run(PRIVATE));
+        }
+        self.note_known(&runs(found.iter()))?;
+        Ok(FrozenScan {
+            written,
+            present: self.known.runs().collect(),
+            guards: guards.iter().map(span_of_region).collect(),
+            huge,
+        })
+    }
+
+    fn look(&self, jobs: &[Job]) -> Result<Looked> {
         let next = AtomicUsize::new(0);
-        let work = || self.work(&jobs, &next);
-        let mut found = std::thread::scope(|scope| {
+        let work = || self.work(jobs, &next);
+        std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..SCAN_THREADS.min(jobs.len()))
                 .map(|_| scope.spawn(work))
                 .collect();
             let mut all = work()?;
             for helper in helpers {
-                all.extend(
-                    helper
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
-                );
+                let more = helper
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                all.seen.extend(more.seen);
+                all.found.extend(more.found);
             }
-            Ok::<_, whimbrel_kernel::error::Error>(all)
-        })?;
-        found.sort_unstable_by_key(|region| region.start);
-        let (guards, found): (Vec<Region>, Vec<Region>) = found
-            .into_iter()
-            .partition(|region| region.categories & category::GUARD != 0);
-        let span = |region: &Region| Span {
-            start: region.start,
-            end: region.end,
-        };
-        if self.uffd.is_some() {
-            let strangers = self.strangers(vmas)?;
-            self.strange.extend(strangers);
-        }
-        let written =
-            |region: &&Region| region.categories & category::WRITTEN != 0 || self.is_uncertain(region);
-        Ok(FrozenScan {
-            written: runs(found.iter().filter(written)),
-            present: runs(found.iter()),
-            guards: guards.iter().map(span).collect(),
-            huge: self.huge_now(vmas, &found),
+            Ok(all)
         })
     }
 
-    fn work(&self, jobs: &[Span], next: &AtomicUsize) -> Result<Vec<Region>> {
-        let mut found = Vec::new();
+    fn work(&self, jobs: &[Job], next: &AtomicUsize) -> Result<Looked> {
+        let mut looked = Looked::default();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            self.pagemap
-                .scan(job.start..job.end, self.with_guards(), &mut found)?;
+            let close = self.uffd.is_none() || !job.anonymous || self.is_uncertain(job.span);
+            let parts = if close {
+                vec![job.span]
+            } else {
+                self.changed(job.span)?
+            };
+            let args = self.with_guards(job.anonymous);
+            for part in &parts {
+                self.pagemap.scan(part.start..part.end, args, &mut looked.found)?;
+            }
+            looked.seen.extend(parts);
         }
-        Ok(found)
+        Ok(looked)
+    }
+
+    /// What lay between today's mappings is gone.
+    fn forget_unmapped(&mut self, vmas: &[Vma]) {
+        let mut from = 0;
+        let end = Span {
+            start: ADDRESS_MAX,
+            end: ADDRESS_MAX,
+        };
+        for span in private(vmas).map(span_of).chain([end]) {
+            let gap = Span {
+                start: from,
+                end: span.start,
+            };
+            self.known.remove(gap.run(PRIVATE));
+            from = span.end;
+        }
     }
 
     /// A guard looks like a page in swap, but cannot be read.
@@ -273,27 +335,25 @@ impl Tracker {
         }
     }
 
-    /// Private pages that are there, with what is huge, and guards, told apart.
-    fn with_guards(&self) -> ScanArgs {
+    /// Private pages that are there, with what is huge, and guards, told apart. A copy of a file's page that was dropped
+    /// looks like an unwritten page in swap, so that these are told apart too.
+    fn with_guards(&self, anonymous: bool) -> ScanArgs {
         let args = ScanArgs::private_present();
         let guard = if self.tells_guards { category::GUARD } else { 0 };
+        let swapped = if anonymous { 0 } else { category::SWAPPED };
         ScanArgs {
-            returned: args.returned | category::HUGE | guard,
+            returned: args.returned | category::HUGE | guard | swapped,
             ..args
         }
     }
 
-    /// Regions are no larger than mappings, and mappings fail as a whole.
-    fn is_uncertain(&self, region: &Region) -> bool {
-        let span = Span {
-            start: region.start,
-            end: region.end,
-        };
+    /// Regions and jobs are no larger than mappings, and mappings fail as a whole.
+    fn is_uncertain(&self, span: Span) -> bool {
         let mut uncertain = self.failed.iter().chain(&self.strange);
         uncertain.any(|uncertain| uncertain.overlaps(&span))
     }
 
-    /// What is huge now or was before it was tracked, as far as it is still mapped: whole huge pages.
+    /// What is huge now or was seen to be, as far as it is still mapped: whole huge pages.
     fn huge_now(&self, vmas: &[Vma], found: &[Region]) -> Vec<Span> {
         let huge = found
             .iter()
@@ -305,30 +365,31 @@ impl Tracker {
             spans.extend(parts(vmas, *old).filter_map(|part| whole_huge(part.start, part.end)));
         }
         spans.sort_unstable();
-        let mut merged: Vec<Span> = Vec::new();
-        for span in spans {
-            match merged.last_mut() {
-                Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
-                _ => merged.push(span),
-            }
-        }
-        merged
+        merged(spans.into_iter(), 0)
     }
 
-    fn huge_spans(&self, vmas: &[Vma]) -> Result<Vec<Span>> {
+    /// Remembers what is huge in those of `vmas` that smaps says have huge pages: the last scan does not look at what was not
+    /// written. `vmas` were read with flags.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn note_huge(&mut self, vmas: &[Vma]) -> Result<()> {
         let args = ScanArgs {
             mask: category::HUGE,
             returned: category::HUGE,
             ..ScanArgs::default()
         };
         let mut found = Vec::new();
-        for vma in private(vmas).filter(|vma| vma.len() >= HUGE_BYTES) {
+        for vma in private(vmas).filter(|vma| vma.huge_bytes > 0) {
             self.pagemap.scan(vma.start..vma.end, args, &mut found)?;
         }
-        Ok(found
+        let huge = found
             .iter()
-            .filter_map(|region| whole_huge(region.start, region.end))
-            .collect())
+            .filter_map(|region| whole_huge(region.start, region.end));
+        self.huge.extend(huge);
+        self.huge.sort_unstable();
+        self.huge = merged(std::mem::take(&mut self.huge).into_iter(), 0);
+        Ok(())
     }
 
     /// Ends the tracking and makes huge pages again of what were some. Best effort: a page that cannot be had stays small.
@@ -345,6 +406,32 @@ impl Tracker {
             let _ = pidfd::collapse(std::os::fd::AsFd::as_fd(&process), &pieces(&spans));
         }
     }
+}
+
+/// What was looked at closely, and what was found there.
+#[derive(Debug, Default)]
+struct Looked {
+    seen: Vec<Span>,
+    found: Vec<Region>,
+}
+
+fn span_of_region(region: &Region) -> Span {
+    Span {
+        start: region.start,
+        end: region.end,
+    }
+}
+
+/// Ascending spans, joined where at most `gap` bytes lie between two of them.
+fn merged(spans: impl Iterator<Item = Span>, gap: u64) -> Vec<Span> {
+    let mut merged: Vec<Span> = Vec::new();
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if span.start <= last.end.saturating_add(gap) => last.end = last.end.max(span.end),
+            _ => merged.push(span),
+        }
+    }
+    merged
 }
 
 /// One request for each huge page, so that one that fails does not keep the others from being made.
@@ -393,13 +480,25 @@ fn whole_huge(start: u64, end: u64) -> Option<Span> {
     (start < end).then_some(Span { start, end })
 }
 
-fn jobs(vmas: &[Vma]) -> Vec<Span> {
+/// A part of a mapping to look at.
+#[derive(Debug)]
+struct Job {
+    span: Span,
+    /// Nothing lies behind it: what is dropped is not there.
+    anonymous: bool,
+}
+
+fn jobs(vmas: &[Vma]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for vma in private(vmas) {
         let mut start = vma.start;
         while start < vma.end {
             let end = vma.end.min((start + JOB_BYTES) / HUGE_BYTES * HUGE_BYTES);
-            jobs.push(Span { start, end });
+            let span = Span { start, end };
+            jobs.push(Job {
+                span,
+                anonymous: vma.is_anonymous(),
+            });
             start = end;
         }
     }
@@ -506,8 +605,11 @@ mod tests {
         };
         let jobs = jobs(&[vma.clone(), shared]);
         assert!(jobs.len() >= 3);
-        assert_eq!((jobs[0].start, jobs[jobs.len() - 1].end), (vma.start, vma.end));
-        assert!(jobs.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert_eq!(
+            (jobs[0].span.start, jobs[jobs.len() - 1].span.end),
+            (vma.start, vma.end)
+        );
+        assert!(jobs.windows(2).all(|pair| pair[0].span.end == pair[1].span.start));
     }
 
     #[test]

@@ -213,12 +213,12 @@ fn every_kind_of_memory_moves_there_and_back() {
     program.goes_on(2);
     let (here, there) = (Host::new("kinds-here"), Host::new("kinds-there"));
     moved(Mode::Live, &program, of(&program), &there);
-    program.goes_on(3);
+    program.goes_on(6);
     for mode in [Mode::Stopped, Mode::Live] {
         moved(mode, &program, there.source(), &here);
-        program.goes_on(3);
+        program.goes_on(6);
         moved(mode, &program, here.source(), &there);
-        program.goes_on(3);
+        program.goes_on(6);
     }
     drop((here, there));
     fs::remove_dir_all(directory).unwrap();
