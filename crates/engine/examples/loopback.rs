@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{
     migrate, Journals, Mode, Outcome, Phase, ReceiveOptions, Reception, Recover, Replica, SourceOptions,
     Workload,
@@ -70,12 +70,12 @@ impl Workload for Memory {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<(), Infallible> {
-        Ok(())
+    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
+        Ok(Some(Vec::new()))
     }
 
-    fn capture(&mut self) -> Result<Vec<u8>, Infallible> {
-        Ok(Vec::new())
+    fn capture(&mut self) -> Result<Captured, Infallible> {
+        Ok(Captured::default())
     }
 
     fn scan_frozen(&mut self) -> Result<Scanned, Infallible> {
@@ -85,7 +85,7 @@ impl Workload for Memory {
                 present,
                 ..Scan::default()
             },
-            layout: Some(Vec::new()),
+            layout: None,
             pages_total: self.all().count,
         })
     }
@@ -134,6 +134,10 @@ impl Replica for Memory {
     }
 
     fn load(&mut self, _: &[u8]) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), Infallible> {
         Ok(())
     }
 

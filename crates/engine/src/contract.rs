@@ -37,10 +37,19 @@ pub struct Scanned {
     pub pages_total: u64,
 }
 
+/// What a capture gives.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// The layout if it has changed since [`Workload::freeze`] gave it (the workload may have had to run again for a moment).
+    pub layout: Option<Vec<u8>>,
+    /// The state beside the memory.
+    pub state: Vec<u8>,
+}
+
 /// The source's side: something that runs and can be read, stopped and described.
 ///
-/// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `freeze`, `capture`,
-/// `scan_frozen` with `read` between, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
+/// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `make_ready`, `freeze`, `capture`,
+/// `scan_frozen`, `read`, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
 /// leave the workload running, dirty bits and huge pages mended, with nothing of ours left in it.
 pub trait Workload {
     /// One sentence that says what, where and what to do.
@@ -78,13 +87,15 @@ pub trait Workload {
         Ok(())
     }
 
-    /// Stops every thread and the network of the workload. Frozen on success, running on failure.
-    fn freeze(&mut self) -> Result<(), Self::Error>;
+    /// Stops every thread and the network of the workload. Frozen on success, running on failure. Gives the layout if it is
+    /// another than after the last scan, so that the destination can follow while the state is captured.
+    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Self::Error>;
 
     /// The state beside the memory. Frozen before and after, also on failure.
-    fn capture(&mut self) -> Result<Vec<u8>, Self::Error>;
+    fn capture(&mut self) -> Result<Captured, Self::Error>;
 
-    /// Like `scan`, of the frozen workload, with `present`.
+    /// Like `scan`, of the frozen workload, with `present`. A layout may come with it only to tell what pages are like; its
+    /// mappings are those that the state was captured with.
     fn scan_frozen(&mut self) -> Result<Scanned, Self::Error>;
 
     /// Makes the freeze outlive us: from here on only `release` or [`Recover`] lets it run again.
@@ -96,8 +107,8 @@ pub trait Workload {
 
 /// The destination's side: exists from the first round, memory goes straight to its final place.
 ///
-/// Order of calls: `prepare`, then `follow`, `write`, `zero`, `forget` in the order of the stream, `load`, `start`.
-/// `discard` may come at any point before `start` and leaves nothing behind.
+/// Order of calls: `prepare`, then `follow`, `write`, `zero`, `forget` and at last `load` in the order of the stream, more of `write`,
+/// `zero`, `forget`, then `complete` and `start`. `discard` may come at any point before `start` and leaves nothing behind.
 pub trait Replica {
     /// One sentence that says what, where and what to do.
     type Error: Error + Send + Sync + 'static;
@@ -120,9 +131,13 @@ pub trait Replica {
     /// The pages of `run` are as if they had never been written (zero, or what the file holds).
     fn forget(&mut self, run: PageRun) -> Result<(), Self::Error>;
 
-    /// Builds everything from the state; all memory is there. The workload is complete but held by something that
-    /// outlives us: from here on `start` or [`Recover::start`] is all it takes.
+    /// Builds what the state describes, as far as it does not need the memory's content: the layout is final (but see
+    /// [`Workload::scan_frozen`]), the last pages still come. Done while the source looks for them.
     fn load(&mut self, state: &[u8]) -> Result<(), Self::Error>;
+
+    /// All memory is there. The workload is complete afterwards but held by something that outlives us: from here on `start` or
+    /// [`Recover::start`] is all it takes.
+    fn complete(&mut self) -> Result<(), Self::Error>;
 
     /// Lets it run. Called once, after the commit was journalled. Idempotent.
     fn start(&mut self) -> Result<(), Self::Error>;

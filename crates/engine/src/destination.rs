@@ -208,7 +208,6 @@ impl Reception {
             replica: &mut replica,
             source: &incoming.source,
             timeline,
-            state: Vec::new(),
             times: DestinationTimes::default(),
             since: Instant::now(),
             bulk_bytes: 0,
@@ -310,7 +309,6 @@ struct Destination<'a, 'o, R> {
     replica: &'a mut R,
     source: &'a str,
     timeline: &'a mut Timeline<'o>,
-    state: Vec<u8>,
     times: DestinationTimes,
     /// When the last step of the switch-over ended.
     since: Instant,
@@ -345,13 +343,15 @@ impl<R: Replica> Destination<'_, '_, R> {
             cause,
         })?;
         self.timeline.begin(Phase::Round);
-        self.bulk_bytes = take_in(self.replica, journal, control, bulk, self.source)?;
-        let complete = Instant::now();
-        self.state = inbox.wait("State", |event| match event {
-            Event::Message(Message::State(state)) => Taken::Yes(state),
-            other => Taken::No(other),
-        })?;
-        self.times.wait_us = micros(complete.elapsed());
+        let (timeline, times) = (&mut *self.timeline, &mut self.times);
+        let load = |replica: &mut R, state: &[u8]| {
+            timeline.begin(Phase::Build);
+            let begun = Instant::now();
+            replica.load(state).map_err(Error::workload)?;
+            times.build_us = micros(begun.elapsed());
+            Ok(())
+        };
+        self.bulk_bytes = take_in(self.replica, journal, control, bulk, self.source, load)?;
         journal.set_resources(self.replica.resources())
     }
 
@@ -406,8 +406,7 @@ impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
 
     fn load(&mut self) -> Result<Vec<u8>> {
         let begun = Instant::now();
-        let state = std::mem::take(&mut self.state);
-        self.replica.load(&state).map_err(Error::workload)?;
+        self.replica.complete().map_err(Error::workload)?;
         self.times.load_us = micros(begun.elapsed());
         Ok(self.replica.resources())
     }

@@ -11,27 +11,36 @@ use crate::journal::Journal;
 use crate::link::ControlLink;
 use crate::rounds::LAST_BARRIER;
 
-/// Applies everything of the bulk stream up to the last barrier. Returns the bytes received.
+/// Applies everything of the bulk stream up to the last barrier. `load` is called with the state. Returns the bytes received.
 pub(crate) fn take_in<R: Replica>(
     replica: &mut R,
     journal: &mut Journal,
     link: &ControlLink,
     bulk: TcpStream,
     peer: &str,
+    mut load: impl FnMut(&mut R, &[u8]) -> Result<()>,
 ) -> Result<u64> {
     let broken = |cause| Error::Link {
         peer: peer.to_owned(),
         cause,
     };
     let mut reader = BulkReader::new(bulk);
+    let mut loaded = false;
+    let out_of_place = |got, expected| Error::Unexpected { got, expected };
     loop {
         let bulk = reader
             .next_bulk()
             .map_err(broken)?
             .ok_or_else(|| broken(whimbrel_wire::Error::Closed))?;
         match bulk {
-            Bulk::Barrier(LAST_BARRIER) => return Ok(reader.bytes()),
+            Bulk::Barrier(LAST_BARRIER) if loaded => return Ok(reader.bytes()),
+            Bulk::Barrier(LAST_BARRIER) => return Err(out_of_place("the last barrier", "State")),
             Bulk::Barrier(number) => link.say(&Message::BarrierAck { stream: 0, number })?,
+            Bulk::State(_) if loaded => return Err(out_of_place("State", "pages")),
+            Bulk::State(state) => {
+                load(replica, state)?;
+                loaded = true;
+            }
             Bulk::Layout(layout) => {
                 replica.follow(layout).map_err(Error::workload)?;
                 journal.set_resources(replica.resources())?;
@@ -46,7 +55,7 @@ fn apply<R: Replica>(replica: &mut R, bulk: Bulk<'_>) -> Result<(), R::Error> {
         Bulk::Pages(run, data) => replica.write(page_run(run), data),
         Bulk::Zero(run) => replica.zero(page_run(run)),
         Bulk::Drop(run) => replica.forget(page_run(run)),
-        Bulk::Layout(_) | Bulk::Barrier(_) => Ok(()),
+        Bulk::Layout(_) | Bulk::State(_) | Bulk::Barrier(_) => Ok(()),
     }
 }
 

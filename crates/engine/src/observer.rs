@@ -30,7 +30,9 @@ pub enum Phase {
     LastPages,
     /// Source: make the freeze outlive us.
     Hold,
-    /// Destination: build the workload. Source: wait for it.
+    /// Destination: build the workload from its state, and take in the last pages.
+    Build,
+    /// Destination: complete the workload. Source: wait for it.
     Load,
     /// Source: journal the offer, make it, and wait for the answer. Destination: wait for the offer.
     Offer,
@@ -62,9 +64,10 @@ pub const SOURCE_PHASES: [Phase; 13] = [
 ];
 
 /// The phases at the destination, in order.
-pub const DESTINATION_PHASES: [Phase; 7] = [
+pub const DESTINATION_PHASES: [Phase; 8] = [
     Phase::Prepare,
     Phase::Round,
+    Phase::Build,
     Phase::Load,
     Phase::Offer,
     Phase::Commit,
@@ -86,6 +89,7 @@ impl Phase {
             Phase::LastScan => "last-scan",
             Phase::LastPages => "last-pages",
             Phase::Hold => "hold",
+            Phase::Build => "build",
             Phase::Load => "load",
             Phase::Offer => "offer",
             Phase::Commit => "commit",

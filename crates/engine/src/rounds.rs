@@ -2,16 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use whimbrel_policy::{Event as Happened, Migration, Order, PageRun, Scan, PAGE_SIZE};
-use whimbrel_wire::Message;
-
-use crate::contract::{Scanned, Workload};
+use crate::contract::{Captured, Scanned, Workload};
 use crate::error::{Error, Result};
 use crate::inbox::Inbox;
 use crate::journal::Journal;
-use crate::link::ControlLink;
 use crate::observer::{micros, Phase, Progress, Round, Timeline};
 use crate::send::PageSender;
+use whimbrel_policy::{Event as Happened, Migration, Order, PageRun, Scan, PAGE_SIZE};
 
 /// The number of the barrier behind the last page. It is answered by `Prepared`, not by an acknowledgement.
 pub(crate) const LAST_BARRIER: u64 = u64::MAX;
@@ -22,7 +19,6 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 pub(crate) struct Rounds<'a, 'o, W> {
     pub workload: &'a mut W,
     pub journal: &'a mut Journal,
-    pub link: &'a ControlLink,
     pub inbox: &'a mut Inbox,
     pub timeline: &'a mut Timeline<'o>,
     pub migration: &'a mut Migration,
@@ -93,10 +89,12 @@ impl<W: Workload> Rounds<'_, '_, W> {
     fn follow(&mut self, scanned: Scanned) -> Result<Scan> {
         self.tally.memory_pages = scanned.pages_total;
         self.note_resources()?;
-        if let Some(layout) = &scanned.layout {
-            self.sender.layout(layout)?;
-        }
+        self.send_layout(scanned.layout.as_deref())?;
         Ok(scanned.scan)
+    }
+
+    fn send_layout(&mut self, layout: Option<&[u8]>) -> Result<()> {
+        layout.map_or(Ok(()), |layout| self.sender.layout(layout))
     }
 
     fn send(&mut self, runs: &[PageRun], skip_rewritten: bool) -> Result<()> {
@@ -116,16 +114,18 @@ impl<W: Workload> Rounds<'_, '_, W> {
         self.workload.make_ready().map_err(Error::workload)?;
         self.begin(Phase::Freeze)?;
         self.tally.frozen = Some(Instant::now());
-        self.workload.freeze().map_err(Error::workload)?;
+        let layout = self.workload.freeze().map_err(Error::workload)?;
+        self.send_layout(layout.as_deref())?;
         self.handle(Happened::Frozen)
     }
 
-    /// The state goes out at once, so that it travels while the last pages are found.
+    /// The state goes out at once, so that the destination builds with it while the last pages are found.
     fn capture(&mut self) -> Result<()> {
         self.begin(Phase::Capture)?;
-        let state = self.workload.capture().map_err(Error::workload)?;
+        let Captured { layout, state } = self.workload.capture().map_err(Error::workload)?;
+        self.send_layout(layout.as_deref())?;
         let state_bytes = state.len() as u64;
-        self.link.say(&Message::State(state))?;
+        self.sender.state(&state)?;
         self.tally.state_bytes = state_bytes;
         self.handle(Happened::Captured { state_bytes })
     }

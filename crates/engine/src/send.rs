@@ -50,6 +50,10 @@ impl PageSender {
         self.timed(|writer| writer.layout(layout))
     }
 
+    pub fn state(&mut self, state: &[u8]) -> Result<()> {
+        self.timed(|writer| writer.state(state))
+    }
+
     pub fn drops(&mut self, runs: &[PageRun]) -> Result<()> {
         let runs: Vec<_> = runs.iter().copied().map(wire_run).collect();
         self.timed(|writer| writer.drops(&runs))

@@ -196,14 +196,9 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
 
     fn rounds(&mut self, sender: &mut PageSender, journal: &mut Journal) -> Result<()> {
         let line = &mut self.line;
-        let link = line
-            .control
-            .as_ref()
-            .ok_or_else(|| Error::Internal("no control stream".into()))?;
         let mut rounds = Rounds {
             workload: &mut *self.workload,
             journal,
-            link,
             inbox: &mut line.inbox,
             timeline: &mut self.timeline,
             migration: &mut self.options.migration,

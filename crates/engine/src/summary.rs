@@ -235,7 +235,7 @@ mod tests {
             total_us: 3_214_000,
             downtime_us: 23_449,
             destination_times: DestinationTimes {
-                load_us: 11_000,
+                build_us: 11_000,
                 ..Default::default()
             },
             bulk_bytes: 411_900_000,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::Duration;
 
-use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{Mode, Outcome, Replica, Workload};
 use whimbrel_policy::{
     Event, Hints, Limits, Migration, Order, Page, PageRun, Pages, PreCopy, Scan, Sent, SpaceId, StopCopy,
@@ -71,6 +71,10 @@ impl Tree {
         }
     }
 
+    fn layout(&self) -> Vec<u8> {
+        vec![self.mappings.len() as u8]
+    }
+
     fn collect(&mut self, present: bool) -> Scanned {
         let written = std::mem::take(&mut self.written);
         Scanned {
@@ -82,7 +86,7 @@ impl Tree {
                 lost: Vec::new(),
                 present: present.then(|| self.memory.keys().map(|&(s, n)| run(s, n)).collect()),
             },
-            layout: Some(vec![self.mappings.len() as u8]),
+            layout: (!present).then(|| self.layout()),
             pages_total: self.memory.len() as u64,
         }
     }
@@ -122,12 +126,15 @@ impl Workload for Tree {
         }
         Ok(())
     }
-    fn freeze(&mut self) -> Result<(), Infallible> {
+    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
         self.frozen = true;
-        Ok(())
+        Ok(Some(self.layout()))
     }
-    fn capture(&mut self) -> Result<Vec<u8>, Infallible> {
-        Ok(b"state of both".to_vec())
+    fn capture(&mut self) -> Result<Captured, Infallible> {
+        Ok(Captured {
+            layout: None,
+            state: b"state of both".to_vec(),
+        })
     }
     fn scan_frozen(&mut self) -> Result<Scanned, Infallible> {
         Ok(self.collect(true))
@@ -144,7 +151,7 @@ impl Workload for Tree {
 
 /// What a replica that can run before its memory is there offers beside the rest.
 trait Lazy: Replica {
-    /// Before `load`: touching these waits for [`Lazy::place`].
+    /// Before `load`, which may touch some: touching these waits for [`Lazy::place`].
     fn arm(&mut self, missing: &[PageRun]) -> Result<(), Self::Error>;
     /// Puts a page where none is; never overwrites. `false` if one was there already.
     fn place(&mut self, page: PageRun, data: &[u8]) -> Result<bool, Self::Error>;
@@ -159,6 +166,7 @@ struct Shell {
     faults: Vec<Page>,
     touched_by_load: Vec<(u32, u64)>,
     loaded: Vec<u8>,
+    complete: bool,
     running: bool,
 }
 
@@ -203,8 +211,12 @@ impl Replica for Shell {
         }
         Ok(())
     }
+    fn complete(&mut self) -> Result<(), Infallible> {
+        self.complete = true;
+        Ok(())
+    }
     fn start(&mut self) -> Result<(), Infallible> {
-        self.running = true;
+        self.running = self.complete;
         Ok(())
     }
     fn settle(&mut self) -> Result<(), Infallible> {
@@ -234,7 +246,7 @@ impl Lazy for Shell {
 }
 
 /// Carries the policy's orders out, up to the hand-over.
-fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box<dyn Strategy>) -> Vec<u8> {
+fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box<dyn Strategy>) {
     let limits = Limits {
         rounds_max: 4,
         ..Limits::default()
@@ -248,7 +260,7 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
             Mode::Stopped
         })
         .unwrap();
-    let (mut state, mut now) = (Vec::new(), Duration::ZERO);
+    let mut now = Duration::ZERO;
     loop {
         now += Duration::from_millis(1);
         let event = match migration.poll(now) {
@@ -256,11 +268,14 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
             Order::ScanLast => scanned(workload.scan_frozen().unwrap(), replica),
             Order::Send { runs, skip_rewritten } => sent(workload, replica, &runs, skip_rewritten),
             Order::Freeze => {
-                workload.freeze().unwrap();
+                if let Some(layout) = workload.freeze().unwrap() {
+                    replica.follow(&layout).unwrap();
+                }
                 Event::Frozen
             }
             Order::Capture => {
-                state = workload.capture().unwrap();
+                let state = workload.capture().unwrap().state;
+                replica.load(&state).unwrap();
                 Event::Captured {
                     state_bytes: state.len() as u64,
                 }
@@ -270,7 +285,7 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
                 continue;
             }
             Order::Wait { .. } => continue,
-            Order::HandOver => return state,
+            Order::HandOver => return,
         };
         migration.handle(now, event).unwrap();
     }
@@ -340,9 +355,9 @@ fn tree() -> Tree {
 fn a_tree_with_shared_memory_moves_by_either_strategy() {
     for strategy in [Box::<PreCopy>::default() as Box<dyn Strategy>, Box::new(StopCopy)] {
         let (mut source, mut replica) = (tree(), Shell::default());
-        let state = drive(&mut source, &mut replica, strategy);
+        drive(&mut source, &mut replica, strategy);
         source.hold().unwrap();
-        replica.load(&state).unwrap();
+        replica.complete().unwrap();
         assert!(!replica.running, "a loaded workload is still held");
         replica.start().unwrap();
         source.release(Outcome::Moved).unwrap();
@@ -372,7 +387,7 @@ fn a_vm_runs_before_its_memory_is_there() {
         ..Shell::default()
     };
     vm.freeze().unwrap();
-    let state = vm.capture().unwrap();
+    let state = vm.capture().unwrap().state;
     let missing = vm.scan_frozen().unwrap().scan.present.unwrap();
     vm.hold().unwrap();
     replica.arm(&missing).unwrap();
@@ -384,6 +399,7 @@ fn a_vm_runs_before_its_memory_is_there() {
         served += usize::from(fetch(&mut vm, &mut replica, run(page.space.0, page.number)));
     }
     assert_eq!(served, 2);
+    replica.complete().unwrap();
     replica.start().unwrap();
     // It runs, and writes; what was asked for before comes late and must not overwrite it.
     replica.memory.insert((0, 103), 99);

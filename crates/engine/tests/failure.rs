@@ -195,7 +195,7 @@ fn the_link_is_cut_for_a_moment_at_each_phase_of_the_destination() {
         let result = source.join().unwrap();
         match phase {
             Phase::Prepare => assert_ne!(whereabouts(result), Whereabouts::Undecided),
-            Phase::Round | Phase::Load => {
+            Phase::Round | Phase::Build | Phase::Load => {
                 // The source may not have begun.
                 assert_ne!(whereabouts(result), Whereabouts::Undecided, "{phase}");
                 assert_eq!(

@@ -111,7 +111,7 @@ fn a_failing_workload_stays_whatever_it_fails_in() {
 
 #[test]
 fn a_failing_replica_leaves_the_workload_where_it_is_and_the_source_hears_why() {
-    for trouble in ["follow", "write", "zero", "load"] {
+    for trouble in ["follow", "write", "zero", "load", "complete"] {
         let stage = Stage::new();
         let mut workload = ImaginedWorkload::new(&stage.world, 2);
         let receiver = receive(&stage, (), Some(trouble));

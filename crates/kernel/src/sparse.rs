@@ -77,6 +77,21 @@ pub fn seals(file: &File) -> Result<u32> {
     }
 }
 
+/// Adds seals to a memfd. `F_SEAL_WRITE` needs that nothing maps it shared and writable.
+///
+/// # Errors
+/// What fcntl(2) gives.
+pub fn add_seals(file: &File, seals: u32) -> Result<()> {
+    // SAFETY: F_ADD_SEALS takes a number; the descriptor is open while `file` is borrowed.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } {
+        0 => Ok(()),
+        _ => {
+            let what = format!("give a memory object the seals {seals:#x}");
+            Err(Error::call(what, io::Error::last_os_error()))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,8 +132,7 @@ mod tests {
     fn seals_are_read_and_a_plain_file_has_none() {
         let file = memory_object();
         assert_eq!(seals(&file).unwrap(), 0);
-        // SAFETY: F_ADD_SEALS takes a number.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+        add_seals(&file, libc::F_SEAL_SHRINK as u32).unwrap();
         assert_eq!(seals(&file).unwrap(), libc::F_SEAL_SHRINK as u32);
         assert_eq!(seals(&File::open("/proc/self/exe").unwrap()).unwrap(), 0);
     }

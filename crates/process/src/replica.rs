@@ -24,7 +24,7 @@ use crate::container::{self, log, Container, Identity};
 use crate::layout::{
     difference, AdviceSet, Backing, Difference, Layout, LayoutError, Mapping, ObjectKind, SharedObject, Span,
 };
-use crate::rebuild::{self, Target};
+use crate::rebuild::{self, Built, Target};
 use crate::recover::{self, RecoverError};
 use crate::source::Image;
 use crate::spec::{Spec, SpecError};
@@ -137,6 +137,15 @@ pub struct ProcessReplica {
     /// To be dropped before anything else touches them.
     drops: Vec<Span>,
     drops_ascend: bool,
+    /// What [`Replica::load`] built. From then on no mapping changes: the stub has the workload's descriptors.
+    loaded: Option<Loaded>,
+}
+
+/// The workload but for its last pages.
+#[derive(Debug)]
+struct Loaded {
+    state: State,
+    built: Built,
 }
 
 impl ProcessReplica {
@@ -158,6 +167,7 @@ impl ProcessReplica {
             objects: BTreeMap::new(),
             drops: Vec::new(),
             drops_ascend: true,
+            loaded: None,
         }
     }
 
@@ -523,24 +533,28 @@ impl ProcessReplica {
             .collect()
     }
 
-    /// Installs guard pages, gives memory objects their seals, and closes everything that the stub has open.
-    fn tidy_stub(&mut self) -> Result<()> {
+    /// Installs guard pages.
+    fn install_guards(&mut self) -> Result<()> {
+        if self.guards.is_empty() {
+            return Ok(());
+        }
         let mut plan = self.plan()?;
         for span in &self.guards {
             let args = [span.start, span.len(), MADV_GUARD_INSTALL];
             plan.call("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, &args);
         }
+        plan.run(self.stub()?.remote())?;
+        Ok(())
+    }
+
+    /// Gives memory objects their seals, when nobody has to write them any more.
+    fn seal_objects(&self) -> Result<()> {
         for object in self.objects.values() {
             match object.layout.kind {
-                ObjectKind::Memfd { seals, .. } if seals != 0 => {
-                    let args = [object.inside, libc::F_ADD_SEALS as u64, u64::from(seals)];
-                    plan.call("fcntl(F_ADD_SEALS)", libc::SYS_fcntl, &args);
-                }
+                ObjectKind::Memfd { seals, .. } if seals != 0 => sparse::add_seals(&object.file, seals)?,
                 _ => {}
             }
         }
-        plan.call("close_range", libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
-        plan.run(self.stub()?.remote())?;
         Ok(())
     }
 
@@ -560,7 +574,7 @@ impl ProcessReplica {
         }
     }
 
-    fn rebuild(&mut self, state: &State) -> Result<Vec<i32>> {
+    fn build_state(&mut self, state: &State) -> Result<Built> {
         let network = self.network()?;
         let files: BTreeMap<FileId, BorrowedFd<'_>> = self
             .objects
@@ -577,11 +591,11 @@ impl ProcessReplica {
             network: network.as_ref().map(AsFd::as_fd),
             object: &object,
         };
-        let rebuilt = rebuild::rebuild(&mut target, state)?;
+        let mut built = rebuild::build(&mut target, state)?;
         if let Some(resources) = &mut self.resources {
-            resources.repaired = rebuilt.repaired;
+            resources.repaired = std::mem::take(&mut built.repaired);
         }
-        Ok(rebuilt.tids)
+        Ok(built)
     }
 
     /// The network namespace of the container, if it has one of its own.
@@ -751,6 +765,14 @@ impl Replica for ProcessReplica {
         let mappings = std::mem::take(&mut process.mappings);
         self.huge = std::mem::take(&mut process.huge);
         self.guards = std::mem::take(&mut process.guards);
+        if self.loaded.is_some() {
+            return match mappings == self.mappings {
+                true => Ok(()),
+                false => Err(ReplicaError::Unfit(
+                    "a mapping has changed after the state was sent".into(),
+                )),
+            };
+        }
         let stub = self.stub()?;
         let spans: Vec<Span> = mappings.iter().map(|mapping| mapping.span).collect();
         let reserved = stub.reserved();
@@ -827,9 +849,20 @@ impl Replica for ProcessReplica {
         if let Some(container) = &self.container {
             log::append(&container.log_path(), &log)?;
         }
-        let pid = self.pid()?;
-        self.tidy_stub()?;
-        let tids = self.rebuild(&state)?;
+        let built = self.build_state(&state)?;
+        self.loaded = Some(Loaded { state, built });
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        self.flush()?;
+        self.install_guards()?;
+        self.seal_objects()?;
+        let unloaded = || ReplicaError::Unfit("the replica has no state".into());
+        let Loaded { state, built } = self.loaded.take().ok_or_else(unloaded)?;
+        let stub = self.stub()?;
+        let (pid, last_gadget) = (stub.pid(), stub.last_gadget()?);
+        let tids = rebuild::finish(stub.remote(), last_gadget, &state, built)?;
         self.hand_to_freezer(&tids)?;
         await_clock(pid, state.clocks.monotonic_ns)
     }

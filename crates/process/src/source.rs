@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::contract::{Captured as CapturedState, Scanned};
 use whimbrel_engine::{Mode, Outcome, Workload};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::maps::{self, Vma};
@@ -131,6 +131,8 @@ pub struct ProcessWorkload {
     /// Read before the freeze.
     prefetch: Option<Prefetch>,
     frozen: Option<Frozen>,
+    /// Mappings that were lost between the last scan and the freeze.
+    lost: Vec<PageRun>,
     held: bool,
     released: bool,
     log_from: u64,
@@ -188,6 +190,7 @@ impl ProcessWorkload {
             memo: RestartMemo::default(),
             prefetch: None,
             frozen: None,
+            lost: Vec::new(),
             held: false,
             released: false,
             log_from: 0,
@@ -301,6 +304,24 @@ impl ProcessWorkload {
         }
         self.flags.apply(&mut vmas);
         Ok(Some(vmas))
+    }
+
+    /// The layout of the frozen workload, if it is another than at the last scan.
+    fn frozen_layout(&mut self) -> Result<Option<Vec<u8>>> {
+        let frozen = self.frozen.as_mut();
+        let vmas = frozen.map_or(Vec::new(), |frozen| std::mem::take(&mut frozen.vmas));
+        let layout = self.survey(&vmas);
+        let kernel = kernel_mappings(self.pid, &vmas);
+        if let Some(frozen) = &mut self.frozen {
+            frozen.vmas = vmas;
+        }
+        if kernel? != self.kernel {
+            return Err(self.unfit("has moved its vdso during the migration: try again"));
+        }
+        let (lost, layout) = self.adopt(layout?);
+        self.lost.extend(lost);
+        self.note_carried();
+        Ok(layout)
     }
 
     fn capture_once(&mut self) -> Result<State> {
@@ -554,7 +575,7 @@ impl Workload for ProcessWorkload {
         self.refresh_flags()
     }
 
-    fn freeze(&mut self) -> Result<()> {
+    fn freeze(&mut self) -> Result<Option<Vec<u8>>> {
         if self.prefetch.is_none() {
             self.make_ready()?;
         }
@@ -576,10 +597,15 @@ impl Workload for ProcessWorkload {
                 return Err(error.into());
             }
         }
-        Ok(())
+        let layout = self.frozen_layout();
+        if layout.is_err() {
+            self.unfreeze()?;
+        }
+        layout
     }
 
-    fn capture(&mut self) -> Result<Vec<u8>> {
+    fn capture(&mut self) -> Result<CapturedState> {
+        let mut layout = None;
         for attempt in 1.. {
             match self.capture_once() {
                 Ok(state) => {
@@ -588,12 +614,14 @@ impl Workload for ProcessWorkload {
                         log: self.read_log(LOG_REST_MAX)?,
                     };
                     let pid = self.pid;
-                    return postcard::to_stdvec(&image).map_err(|source| SourceError::Encode { pid, source });
+                    let encoded = postcard::to_stdvec(&image);
+                    let state = encoded.map_err(|source| SourceError::Encode { pid, source })?;
+                    return Ok(CapturedState { layout, state });
                 }
                 Err(SourceError::Capture(error)) if error.is_transient() && attempt < CAPTURES_MAX => {
                     self.unfreeze()?;
                     std::thread::sleep(CAPTURE_PAUSE * attempt);
-                    self.freeze()?;
+                    layout = self.freeze()?.or(layout);
                 }
                 Err(error) => return Err(error),
             }
@@ -607,18 +635,15 @@ impl Workload for ProcessWorkload {
             .as_mut()
             .map(|frozen| std::mem::take(&mut frozen.vmas));
         let vmas = frozen.ok_or_else(|| self.unfit("is not frozen"))?;
-        if kernel_mappings(self.pid, &vmas)? != self.kernel {
-            return Err(self.unfit("has moved its vdso during the migration: try again"));
-        }
-        let mut layout = self.survey(&vmas)?;
         let private = self.tracker.scan_frozen(&vmas)?;
         let shared = self.objects.scan_frozen()?;
+        let mut layout = self.layout.clone().unwrap_or_default();
         if let Some(process) = layout.processes.first_mut() {
             process.huge = private.huge;
             process.guards = private.guards;
         }
-        let (lost, layout) = self.adopt(layout);
-        self.note_carried();
+        let (_, layout) = self.adopt(layout);
+        let lost = std::mem::take(&mut self.lost);
         if let Some(frozen) = &mut self.frozen {
             frozen.vmas = vmas;
         }

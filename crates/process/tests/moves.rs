@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::Program;
-use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{Mode, Outcome, Recover, Replica, Workload};
 use whimbrel_kernel::{maps, proc};
 use whimbrel_policy::{Pages, Scan, PAGE_SIZE};
@@ -151,8 +151,13 @@ impl Move {
             program.goes_on(2);
         }
         source.make_ready().unwrap();
-        source.freeze().unwrap();
-        let state = source.capture().unwrap();
+        let follow = |layout: Option<Vec<u8>>, replica: &mut ProcessReplica| {
+            layout.iter().for_each(|layout| replica.follow(layout).unwrap());
+        };
+        follow(source.freeze().unwrap(), replica);
+        let Captured { layout, state } = source.capture().unwrap();
+        follow(layout, replica);
+        replica.load(&state).unwrap();
         let scanned = source.scan_frozen().unwrap();
         progress.take(&scanned.scan);
         let present = Pages::from_runs(&scanned.scan.present.clone().unwrap()).unwrap();
@@ -167,7 +172,7 @@ impl Move {
         progress.bytes = 0;
         progress.send(source, replica, false);
         source.hold().unwrap();
-        replica.load(&state).unwrap();
+        replica.complete().unwrap();
         progress.bytes
     }
 }

@@ -1,14 +1,12 @@
-//! Layouts and pages on a bulk stream, in one order.
+//! Layouts, pages and the state on a bulk stream, in one order.
 //!
-//! Payloads: `Layout` opaque bytes; `Pages` a run (24 bytes) and its content; `Zero` and `Drop` a run; `Barrier` its number, u64.
+//! Payloads: `Layout` and `State` opaque bytes; `Pages` a run (24 bytes) and its content; `Zero` and `Drop` a run; `Barrier` its number, u64.
 //! A run is: space u32, 0 u32, first page u64, number of pages u64.
 
 use std::io::{self, IoSlice, Read, Write};
 
 use crate::error::{Error, Result};
-use crate::frame::{
-    Header, Kind, Run, FRAME_PAGES_MAX, HEADER_BYTES, LAYOUT_BYTES_MAX, PAGE_BYTES, RUN_BYTES,
-};
+use crate::frame::{Header, Kind, Run, FRAME_PAGES_MAX, HEADER_BYTES, PAGE_BYTES, RUN_BYTES};
 
 /// Header and run before the content of a `Pages` frame.
 const PREFIX_BYTES: usize = HEADER_BYTES + RUN_BYTES;
@@ -49,20 +47,30 @@ impl<W: Write> BulkWriter<W> {
 
     /// Writes the layout that everything after it is meant for.
     pub fn layout(&mut self, layout: &[u8]) -> Result<()> {
-        if layout.len() > LAYOUT_BYTES_MAX as usize {
+        self.opaque(Kind::Layout, layout)
+    }
+
+    /// Writes the state beside the memory.
+    pub fn state(&mut self, state: &[u8]) -> Result<()> {
+        self.opaque(Kind::State, state)
+    }
+
+    fn opaque(&mut self, kind: Kind, payload: &[u8]) -> Result<()> {
+        let length_max = kind.length_max();
+        if payload.len() > length_max as usize {
             return Err(crate::frame::too_long(
-                Kind::Layout,
-                layout.len() as u64,
-                u64::from(LAYOUT_BYTES_MAX),
+                kind,
+                payload.len() as u64,
+                u64::from(length_max),
             ));
         }
         let header = Header {
-            length: layout.len() as u32,
-            kind: Kind::Layout,
+            length: payload.len() as u32,
+            kind,
             flags: 0,
         }
         .encode();
-        self.write(&mut [IoSlice::new(&header), IoSlice::new(layout)])
+        self.write(&mut [IoSlice::new(&header), IoSlice::new(payload)])
     }
 
     /// Writes pages with their content. Each run has at most [`FRAME_PAGES_MAX`] pages and content of that length;
@@ -160,6 +168,8 @@ fn prefix(kind: Kind, run: Run, content_bytes: usize) -> [u8; PREFIX_BYTES] {
 pub enum Bulk<'a> {
     /// The layout that everything after it is meant for.
     Layout(&'a [u8]),
+    /// The state beside the memory: the layout is final, pages may still follow.
+    State(&'a [u8]),
     /// Pages with their content; a frame may come in several pieces.
     Pages(Run, &'a [u8]),
     /// Pages that are zero.
@@ -180,7 +190,7 @@ pub struct BulkReader<R> {
     end: usize,
     /// Pages of the current frame that were not handed on yet.
     pending: Option<Run>,
-    layout: Vec<u8>,
+    opaque: Vec<u8>,
     bytes: u64,
 }
 
@@ -194,7 +204,7 @@ impl<R: Read> BulkReader<R> {
             start: 0,
             end: 0,
             pending: None,
-            layout: Vec::new(),
+            opaque: Vec::new(),
             bytes: 0,
         }
     }
@@ -215,7 +225,14 @@ impl<R: Read> BulkReader<R> {
         self.need(HEADER_BYTES)?;
         let header = Header::decode(self.take_array()?)?;
         match header.kind {
-            Kind::Layout => self.read_layout(header.length as usize).map(Some),
+            Kind::Layout => {
+                self.read_opaque(header.length as usize)?;
+                Ok(Some(Bulk::Layout(&self.opaque)))
+            }
+            Kind::State => {
+                self.read_opaque(header.length as usize)?;
+                Ok(Some(Bulk::State(&self.opaque)))
+            }
             Kind::Pages => {
                 let run = self.run(header, true)?;
                 self.pages(run).map(Some)
@@ -276,18 +293,18 @@ impl<R: Read> BulkReader<R> {
     }
 
     /// Reads into a vector that grows with what arrives, not with what was announced.
-    fn read_layout(&mut self, length: usize) -> Result<Bulk<'_>> {
-        self.layout.clear();
-        while self.layout.len() < length {
+    fn read_opaque(&mut self, length: usize) -> Result<()> {
+        self.opaque.clear();
+        while self.opaque.len() < length {
             if self.start == self.end {
                 self.need(1)?;
             }
-            let here = (length - self.layout.len()).min(self.end - self.start);
-            self.layout
+            let here = (length - self.opaque.len()).min(self.end - self.start);
+            self.opaque
                 .extend_from_slice(&self.buffer[self.start..self.start + here]);
             self.start += here;
         }
-        Ok(Bulk::Layout(&self.layout))
+        Ok(())
     }
 
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -341,6 +358,7 @@ mod tests {
     #[derive(Clone, Debug, PartialEq, Eq)]
     enum Told {
         Layout(Vec<u8>),
+        State(Vec<u8>),
         Page(u32, u64, u8),
         Zero(Run),
         Drop(Run),
@@ -354,6 +372,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Layout(usize),
+        State(usize),
         Pages(Vec<Run>),
         Zero(Vec<Run>),
         Drop(Vec<Run>),
@@ -363,6 +382,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             (0usize..3_000_000).prop_map(Step::Layout),
+            (0usize..3_000_000).prop_map(Step::State),
             proptest::collection::vec(run(u64::from(FRAME_PAGES_MAX)), 0..4).prop_map(Step::Pages),
             proptest::collection::vec(run(3), 0..600).prop_map(Step::Pages),
             proptest::collection::vec(run(1 << 40), 0..4).prop_map(Step::Zero),
@@ -381,6 +401,10 @@ mod tests {
             Step::Layout(n) => {
                 writer.layout(&vec![3; *n]).unwrap();
                 told.push(Told::Layout(vec![3; *n]));
+            }
+            Step::State(n) => {
+                writer.state(&vec![5; *n]).unwrap();
+                told.push(Told::State(vec![5; *n]));
             }
             Step::Pages(runs) => {
                 let pages = |r: &Run| (r.first..r.first + r.count).collect::<Vec<_>>();
@@ -447,6 +471,7 @@ mod tests {
         while let Some(bulk) = reader.next_bulk().unwrap() {
             match bulk {
                 Bulk::Layout(bytes) => told.push(Told::Layout(bytes.to_vec())),
+                Bulk::State(bytes) => told.push(Told::State(bytes.to_vec())),
                 Bulk::Pages(run, data) => {
                     assert_eq!(data.len() as u64, run.count * PAGE_BYTES as u64);
                     for (page, data) in (run.first..).zip(data.chunks(PAGE_BYTES)) {
@@ -506,15 +531,17 @@ mod tests {
 
     #[test]
     fn an_announced_length_reserves_nothing() {
-        let layout = Header {
-            length: LAYOUT_BYTES_MAX,
-            kind: Kind::Layout,
-            flags: 0,
+        for kind in [Kind::Layout, Kind::State] {
+            let header = Header {
+                length: kind.length_max(),
+                kind,
+                flags: 0,
+            };
+            let bytes = header.encode();
+            let mut reader = BulkReader::new(&bytes[..]);
+            assert!(matches!(reader.next_bulk(), Err(Error::BrokenOff)));
+            assert!(reader.opaque.capacity() < 4096);
         }
-        .encode();
-        let mut reader = BulkReader::new(&layout[..]);
-        assert!(matches!(reader.next_bulk(), Err(Error::BrokenOff)));
-        assert!(reader.layout.capacity() < 4096);
     }
 
     #[test]
@@ -563,7 +590,9 @@ mod tests {
         assert!(writer
             .pages([(run, &vec![0; run.count as usize * PAGE_BYTES][..])])
             .is_err());
-        assert!(writer.layout(&vec![0; LAYOUT_BYTES_MAX as usize + 1]).is_err());
+        assert!(writer
+            .layout(&vec![0; Kind::Layout.length_max() as usize + 1])
+            .is_err());
         assert!(writer.stream().is_empty());
     }
 }

@@ -9,8 +9,6 @@ use crate::frame::{too_long, Header, Kind, HEADER_BYTES, MORE, PART_BYTES_MAX};
 
 /// Bytes in a spec at most: a description of processes, mappings and files.
 pub const SPEC_BYTES_MAX: u64 = 64 << 20;
-/// Bytes in a state at most: it carries the contents of pipes and of socket queues, and the tail of a log.
-pub const STATE_BYTES_MAX: u64 = 512 << 20;
 /// Characters in a sentence for the user; what is longer is cut.
 pub const SENTENCE_CHARS_MAX: usize = 2000;
 
@@ -43,12 +41,12 @@ impl<'de> Deserialize<'de> for Sentence {
     }
 }
 
-/// What the destination spent between the last page and the workload's first instruction, in microseconds.
+/// What the destination spent on the workload's state, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestinationTimes {
-    /// Waiting for the last pages or the state after it had the other of the two.
-    pub wait_us: u64,
-    /// Building the workload from its state.
+    /// Building the workload from its state, while the last pages are looked for and sent.
+    pub build_us: u64,
+    /// Completing it after the last page.
     pub load_us: u64,
     /// From `Prepared` until the offer came.
     pub offer_us: u64,
@@ -94,14 +92,11 @@ pub enum Message {
     Abort(Sentence),
     /// Destination: I have forgotten the migration, as you said I may.
     Forgotten,
-    // The two below travel in frames of their own kind. They must stay last: serde does not count skipped variants
-    // when it reads, but does when it writes. New messages go before them, never between others.
+    // The one below travels in frames of its own kind. It must stay last: serde does not count skipped variants
+    // when it reads, but does when it writes. New messages go before it, never between others.
     /// Source: this wants to come to you.
     #[serde(skip)]
     Spec(Vec<u8>),
-    /// Source: the state beside the memory. The last pages come beside it.
-    #[serde(skip)]
-    State(Vec<u8>),
 }
 
 impl Message {
@@ -113,7 +108,6 @@ impl Message {
             Message::SpecAccepted => "SpecAccepted",
             Message::Refused(_) => "Refused",
             Message::BarrierAck { .. } => "BarrierAck",
-            Message::State(_) => "State",
             Message::Prepared => "Prepared",
             Message::Offer => "Offer",
             Message::Started(_) => "Started",
@@ -128,11 +122,10 @@ impl Message {
     }
 }
 
-/// Writes one message. Specs and states go in parts of at most [`PART_BYTES_MAX`].
+/// Writes one message. Specs go in parts of at most [`PART_BYTES_MAX`].
 pub fn write_message(stream: &mut impl Write, message: &Message) -> Result<()> {
     match message {
         Message::Spec(bytes) => write_parts(stream, Kind::Spec, bytes, SPEC_BYTES_MAX),
-        Message::State(bytes) => write_parts(stream, Kind::State, bytes, STATE_BYTES_MAX),
         message => {
             let payload = postcard::to_stdvec(message).map_err(|_| Error::Damaged {
                 what: "a message of our own",
@@ -173,13 +166,14 @@ fn write_frame(stream: &mut impl Write, kind: Kind, flags: u8, payload: &[u8]) -
 }
 
 /// Makes messages of bytes as they arrive, in pieces of any size. Holds at most one frame and one growing
-/// spec or state; never reserves room for what was only announced.
+/// spec; never reserves room for what was only announced.
 #[derive(Debug, Default)]
 pub struct MessageDecoder {
     bytes: Vec<u8>,
     taken: usize,
-    parts: Vec<u8>,
-    parts_of: Option<Kind>,
+    spec: Vec<u8>,
+    /// Another part of the spec must follow.
+    more: bool,
 }
 
 impl MessageDecoder {
@@ -192,7 +186,7 @@ impl MessageDecoder {
 
     /// True if the stream may end here without loss.
     pub fn is_empty(&self) -> bool {
-        self.taken == self.bytes.len() && self.parts_of.is_none()
+        self.taken == self.bytes.len() && !self.more
     }
 
     /// The next message that is complete. After an error the stream is of no use any more.
@@ -200,10 +194,7 @@ impl MessageDecoder {
         while let Some((header, payload)) = next_frame(&self.bytes[self.taken..])? {
             let message = match header.kind {
                 Kind::Message => Some(decode_message(payload)?),
-                kind @ (Kind::Spec | Kind::State) => {
-                    add_part(&mut self.parts, &mut self.parts_of, header, payload)?
-                        .then(|| finish_parts(kind, &mut self.parts))
-                }
+                Kind::Spec => self.add_part(header, self.taken + HEADER_BYTES)?,
                 other => {
                     return Err(Error::Unknown {
                         what: "control frame",
@@ -217,6 +208,20 @@ impl MessageDecoder {
             }
         }
         Ok(None)
+    }
+
+    /// Adds the part of a spec that lies at `from`; the spec if it was the last one.
+    fn add_part(&mut self, header: Header, from: usize) -> Result<Option<Message>> {
+        let part = self.bytes.get(from..from + header.length as usize);
+        let part = part.unwrap_or_default();
+        let bytes = (self.spec.len() + part.len()) as u64;
+        if bytes > SPEC_BYTES_MAX {
+            return Err(too_long(header.kind, bytes, SPEC_BYTES_MAX));
+        }
+        self.spec.extend_from_slice(part);
+        self.more = header.flags & MORE != 0;
+        let whole = (!self.more).then(|| std::mem::take(&mut self.spec));
+        Ok(whole.map(Message::Spec))
     }
 }
 
@@ -237,41 +242,6 @@ fn decode_message(payload: &[u8]) -> Result<Message> {
     }
 }
 
-/// True if this was the last part.
-fn add_part(
-    parts: &mut Vec<u8>,
-    parts_of: &mut Option<Kind>,
-    header: Header,
-    payload: &[u8],
-) -> Result<bool> {
-    if parts_of.is_some_and(|kind| kind != header.kind) {
-        return Err(Error::Damaged {
-            what: "parts of two things mixed",
-        });
-    }
-    let bytes_max = if header.kind == Kind::Spec {
-        SPEC_BYTES_MAX
-    } else {
-        STATE_BYTES_MAX
-    };
-    let bytes = (parts.len() + payload.len()) as u64;
-    if bytes > bytes_max {
-        return Err(too_long(header.kind, bytes, bytes_max));
-    }
-    parts.extend_from_slice(payload);
-    let more = header.flags & MORE != 0;
-    *parts_of = more.then_some(header.kind);
-    Ok(!more)
-}
-
-fn finish_parts(kind: Kind, parts: &mut Vec<u8>) -> Message {
-    let bytes = std::mem::take(parts);
-    match kind {
-        Kind::Spec => Message::Spec(bytes),
-        _ => Message::State(bytes),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,7 +255,7 @@ mod tests {
             any::<String>().prop_map(|s| Message::Abort(Sentence::new(&s))),
             (any::<u16>(), any::<u64>()).prop_map(|(stream, number)| Message::BarrierAck { stream, number }),
             proptest::collection::vec(any::<u8>(), 0..100).prop_map(Message::Spec),
-            (0usize..3_000_000).prop_map(|n| Message::State(vec![n as u8; n])),
+            (0usize..3_000_000).prop_map(|n| Message::Spec(vec![n as u8; n])),
             any::<u64>().prop_map(|n| Message::Started(DestinationTimes {
                 load_us: n,
                 ..Default::default()
@@ -369,13 +339,13 @@ mod tests {
         decoder.push(
             &Header {
                 length: PART_BYTES_MAX,
-                kind: Kind::State,
+                kind: Kind::Spec,
                 flags: MORE,
             }
             .encode(),
         );
         assert!(matches!(decoder.next_message(), Ok(None)));
-        assert!(decoder.bytes.capacity() + decoder.parts.capacity() < 4096);
+        assert!(decoder.bytes.capacity() + decoder.spec.capacity() < 4096);
     }
 
     #[test]

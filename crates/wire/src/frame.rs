@@ -20,10 +20,12 @@ const MIB: u32 = 1 << 20;
 pub const PAGE_BYTES: usize = 4096;
 /// Pages in one frame at most: a megabyte stays in the processor's cache between reading and sending.
 pub const FRAME_PAGES_MAX: u32 = 256;
-/// Bytes in one part of a spec or a state.
+/// Bytes in one part of a spec.
 pub const PART_BYTES_MAX: u32 = MIB;
 /// Bytes in one layout: 65,530 mappings (the kernel's `vm.max_map_count`) of some 300 bytes.
 pub const LAYOUT_BYTES_MAX: u32 = 24 * MIB;
+/// Bytes in a state: it carries the contents of pipes and of socket queues, and the tail of a log.
+pub const STATE_BYTES_MAX: u32 = 512 * MIB;
 /// Bytes in one message.
 pub const MESSAGE_BYTES_MAX: u32 = 64 * KIB;
 
@@ -35,8 +37,6 @@ pub enum Kind {
     Message = 1,
     /// Control: a part of what the destination checks and prepares.
     Spec = 2,
-    /// Control: a part of the state beside the memory.
-    State = 3,
     /// Bulk: the layout that everything after it is meant for.
     Layout = 16,
     /// Bulk: a run of pages with their content.
@@ -47,6 +47,8 @@ pub enum Kind {
     Drop = 19,
     /// Bulk: to be acknowledged when everything before it was applied.
     Barrier = 20,
+    /// Bulk: the state beside the memory.
+    State = 21,
 }
 
 impl Kind {
@@ -54,12 +56,12 @@ impl Kind {
         Ok(match kind {
             1 => Kind::Message,
             2 => Kind::Spec,
-            3 => Kind::State,
             16 => Kind::Layout,
             17 => Kind::Pages,
             18 => Kind::Zero,
             19 => Kind::Drop,
             20 => Kind::Barrier,
+            21 => Kind::State,
             other => {
                 return Err(Error::Unknown {
                     what: "frame kind",
@@ -87,7 +89,8 @@ impl Kind {
     pub fn length_max(self) -> u32 {
         match self {
             Kind::Message => MESSAGE_BYTES_MAX,
-            Kind::Spec | Kind::State => PART_BYTES_MAX,
+            Kind::Spec => PART_BYTES_MAX,
+            Kind::State => STATE_BYTES_MAX,
             Kind::Layout => LAYOUT_BYTES_MAX,
             Kind::Pages => RUN_BYTES as u32 + FRAME_PAGES_MAX * PAGE_BYTES as u32,
             Kind::Zero | Kind::Drop => RUN_BYTES as u32,
@@ -97,7 +100,7 @@ impl Kind {
 
     fn flags_allowed(self) -> u8 {
         match self {
-            Kind::Spec | Kind::State => MORE,
+            Kind::Spec => MORE,
             _ => 0,
         }
     }

@@ -58,8 +58,8 @@ pub fn without_the_network() {
         );
     }
     for (name, what) in [
-        ("wait_us", "waiting for pages"),
-        ("load_us", "rebuilding"),
+        ("build_us", "building, while the last pages come"),
+        ("load_us", "completing"),
         ("offer_us", "waiting for the offer"),
         ("commit_us", "journal of the commit"),
         ("start_us", "starting"),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use whimbrel_engine::contract::Scanned;
+use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{
     migrate, take_over, Error, Failure, GuardianOptions, Journals, Mode, Observer, Outcome, Phase,
     ReceiveOptions, Received, Reception, Recover, Replica, Role, Settled, SourceOptions, Summary,
@@ -215,12 +215,17 @@ impl ImaginedWorkload {
         }
     }
 
-    fn scanned(&mut self) -> Scanned {
-        let layout = (self.told != self.areas || self.layouts == 0).then(|| {
+    /// The layout, if it is another than the last that was told.
+    fn layout(&mut self) -> Option<Vec<u8>> {
+        (self.told != self.areas || self.layouts == 0).then(|| {
             self.layouts += 1;
             self.told = self.areas.clone();
             encode(&self.areas)
-        });
+        })
+    }
+
+    fn scanned(&mut self) -> Scanned {
+        let layout = self.layout();
         let memory = look(&self.world).source.memory.clone();
         let written = std::mem::take(&mut self.written);
         // As a kernel does: what is not there is not reported while it runs.
@@ -346,22 +351,24 @@ impl Workload for ImaginedWorkload {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<(), Trouble> {
+    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
         self.call("freeze")?;
         let mut world = look(&self.world);
         world.source.stopped = true;
         world.frozen = Some(world.source.memory.clone());
-        Ok(())
+        drop(world);
+        Ok(self.layout())
     }
 
-    fn capture(&mut self) -> Result<Vec<u8>, Trouble> {
+    fn capture(&mut self) -> Result<Captured, Trouble> {
         self.call("capture")?;
         let mut world = look(&self.world);
         world.state = self.random.next(1 << 60);
-        Ok(world
-            .state
-            .to_le_bytes()
-            .repeat(1 + self.random.next(300_000) as usize))
+        let words = 1 + self.random.next(300_000) as usize;
+        Ok(Captured {
+            layout: None,
+            state: world.state.to_le_bytes().repeat(words),
+        })
     }
 
     fn scan_frozen(&mut self) -> Result<Scanned, Trouble> {
@@ -397,6 +404,7 @@ fn stays(world: &Shared) {
 pub struct ImaginedReplica {
     pub world: Shared,
     areas: Areas,
+    loaded: bool,
     pub trouble: Option<&'static str>,
 }
 
@@ -405,6 +413,7 @@ impl ImaginedReplica {
         Self {
             world: Arc::clone(world),
             areas: Areas::new(),
+            loaded: false,
             trouble,
         }
     }
@@ -439,6 +448,11 @@ impl Replica for ImaginedReplica {
     fn follow(&mut self, layout: &[u8]) -> Result<(), Trouble> {
         self.call("follow")?;
         let areas = decode(layout);
+        if self.loaded {
+            look(&self.world)
+                .complaints
+                .push("a layout after the state".into());
+        }
         let old = std::mem::replace(&mut self.areas, areas);
         let new = &self.areas;
         let gone: Vec<_> = old
@@ -489,6 +503,16 @@ impl Replica for ImaginedReplica {
         let mut world = look(&self.world);
         if state.chunks(8).any(|word| word != world.state.to_le_bytes()) {
             world.complaints.push("the state is another".into());
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), Trouble> {
+        self.call("complete")?;
+        let mut world = look(&self.world);
+        if !self.loaded {
+            world.complaints.push("complete without a state".into());
         }
         world.destination.held = true;
         Ok(())

@@ -3,6 +3,8 @@
 //! The stub is stopped by ptrace and runs system calls for us. Afterwards it is the workload, complete and still stopped; not one
 //! instruction of it has run. Order matters: files before anything that names them, threads before the timers
 //! that signal them, credentials when nothing privileged is left to do, registers last.
+//!
+//! [`build`] needs the mappings but not what is in them, so that it can run while the last pages still come; [`finish`] does the rest.
 
 mod credentials;
 mod files;
@@ -46,27 +48,35 @@ pub struct Target<'a> {
     pub object: &'a dyn Fn(FileId) -> Option<BorrowedFd<'a>>,
 }
 
-/// What was built.
+/// What [`build`] has built.
 #[derive(Debug)]
-pub struct Rebuilt {
-    /// TIDs as we see them, the leader first. All are stopped by ptrace, with the caller as their tracer.
-    pub tids: Vec<i32>,
+pub struct Built {
+    /// All threads but the leader.
+    threads: Vec<Remote>,
+    /// What the kernel wrote into the memory of the threads when their restartable sequences were registered.
+    rseq: threads::RseqIds,
     /// The TCP connections, all of them in repair mode: for [`crate::capture::leave_repair`] when the network is open and before
     /// the first thread runs.
     pub repaired: Vec<RepairedSocket>,
 }
 
-/// Builds the one process of `state` into the stub.
+/// The one process of a state.
+fn only(state: &State) -> Result<&ProcessState> {
+    match state.processes.as_slice() {
+        [process] => Ok(process),
+        others => Err(Error::Unfit(format!(
+            "the state has {} processes, and this version builds one",
+            others.len()
+        ))),
+    }
+}
+
+/// Builds of the one process of `state` into the stub what does not depend on the content of its memory.
 ///
 /// # Errors
 /// Something cannot be had here (a file, an address, a feature). The stub is of no use then and must be killed.
-pub fn rebuild(target: &mut Target<'_>, state: &State) -> Result<Rebuilt> {
-    let [process] = state.processes.as_slice() else {
-        let count = state.processes.len();
-        return Err(Error::Unfit(format!(
-            "the state has {count} processes, and this version builds one"
-        )));
-    };
+pub fn build(target: &mut Target<'_>, state: &State) -> Result<Built> {
+    let process = only(state)?;
     fits(target, process)?;
     let pid = target.remote.pid();
     let age_ns = age(pid, state.clocks)?;
@@ -75,17 +85,37 @@ pub fn rebuild(target: &mut Target<'_>, state: &State) -> Result<Rebuilt> {
     process::build(target.remote, process)?;
     let mut threads = threads::spawn(target.remote, process, target.last_gadget)?;
     threads::build(target.remote, &mut threads, process)?;
-    timers::build(target.remote, process, state.clocks, age_ns)?;
-    process::queue_signals(target.remote, process)?;
+    let rseq = threads::RseqIds::read(pid, process)?;
+    Ok(Built {
+        threads,
+        rseq,
+        repaired,
+    })
+}
+
+/// Completes what [`build`] began; the memory is all there. Gives the TIDs as we see them, the leader first. All are stopped by ptrace,
+/// with the caller as their tracer.
+///
+/// # Errors
+/// As for [`build`].
+pub fn finish(remote: &mut Remote, last_gadget: u64, state: &State, built: Built) -> Result<Vec<i32>> {
+    let process = only(state)?;
+    let pid = remote.pid();
+    let mut threads = built.threads;
+    built.rseq.write(pid)?;
+    timers::build(remote, process, state.clocks, age(pid, state.clocks)?)?;
     process::limit(pid, process)?;
-    credentials::build(target.remote, &mut threads, process)?;
-    process::finish(target.remote, process)?;
-    target.remote.set_gadget(target.last_gadget);
-    target.remote.uninstall()?;
-    let mut tids = vec![target.remote.tid()];
+    credentials::build(remote, &mut threads, process)?;
+    process::finish(remote, process)?;
+    // Late: a signal that is not blocked meanwhile would be lost to our own calls.
+    process::queue_signals(remote, process)?;
+    threads::queue_signals(remote, &mut threads, process)?;
+    remote.set_gadget(last_gadget);
+    remote.uninstall()?;
+    let mut tids = vec![remote.tid()];
     tids.extend(threads.iter().map(Remote::tid));
     threads::set_registers(&tids, process)?;
-    Ok(Rebuilt { tids, repaired })
+    Ok(tids)
 }
 
 /// Refuses a state that this machine cannot hold.

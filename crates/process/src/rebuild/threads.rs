@@ -2,7 +2,7 @@
 
 use whimbrel_kernel::proc::{self, Status};
 use whimbrel_kernel::remote::{Remote, BATCH_CALLS_MAX};
-use whimbrel_kernel::{ptrace, task};
+use whimbrel_kernel::{memory, ptrace, task};
 
 use super::{plan, run_if_full, Error, Result};
 use crate::calls::{Answers, Plan, Scratch};
@@ -18,6 +18,8 @@ const RSEQ_UNREGISTER: u64 = 1;
 const SS_DISABLE: i32 = 2;
 /// `SS_AUTODISARM`, the only flag that a program can set.
 const SS_AUTODISARM: i32 = i32::MIN;
+/// Offsets and lengths of what the kernel writes in `struct rseq` (linux/rseq.h): `cpu_id_start` and `cpu_id`, `node_id` and `mm_cid`.
+const RSEQ_IDS: [(u64, usize); 2] = [(0, 8), (20, 8)];
 /// The first of every thread's own calls asks for its number.
 const GETTID: usize = 0;
 /// The length that set_robust_list(2) insists on.
@@ -106,7 +108,7 @@ pub(super) fn build(leader: &mut Remote, others: &mut [Remote], process: &Proces
         let Some(thread) = process.threads.get(index) else {
             return;
         };
-        own(calls, thread, process.pid);
+        own(calls, thread);
         if index == 0 {
             // a copy of its parent's, whose memory is not there any more
             inherited
@@ -196,7 +198,7 @@ fn settle(
     result
 }
 
-fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
+fn own(calls: &mut Plan, thread: &ThreadState) {
     calls.call("gettid", libc::SYS_gettid, &[]);
     let name = calls.text(&thread.name);
     calls.call(
@@ -225,11 +227,60 @@ fn own(calls: &mut Plan, thread: &ThreadState, pid: i32) {
         libc::SYS_prctl,
         &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack_ns],
     );
-    for pending in &thread.pending {
-        let signal = signal_of(pending).unwrap_or(0);
-        let info = calls.put(&pending.siginfo);
-        let args = [pid as u64, thread.tid as u64, signal.into(), info];
-        calls.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
+}
+
+/// Signals that wait for one thread.
+pub(super) fn queue_signals(
+    leader: &mut Remote,
+    others: &mut [Remote],
+    process: &ProcessState,
+) -> Result<()> {
+    let fill = |index: usize, calls: &mut Plan| {
+        let Some(thread) = process.threads.get(index) else {
+            return;
+        };
+        for pending in &thread.pending {
+            let signal = signal_of(pending).unwrap_or(0);
+            let info = calls.put(&pending.siginfo);
+            let args = [process.pid as u64, thread.tid as u64, signal.into(), info];
+            calls.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
+        }
+    };
+    everywhere(leader, others, fill, |_, _| Ok(()))
+}
+
+/// What the kernel has written into `struct rseq` of every thread: on which processor it is. The source's page comes later and brings the
+/// source's numbers, but the kernel may count on its own being there and not write them again as long as they are true.
+#[derive(Debug)]
+pub(super) struct RseqIds {
+    spans: Vec<memory::Span>,
+    bytes: Vec<u8>,
+}
+
+impl RseqIds {
+    pub fn read(pid: i32, process: &ProcessState) -> Result<RseqIds> {
+        let registered = process.threads.iter().filter_map(|thread| thread.rseq);
+        let spans: Vec<_> = registered
+            .flat_map(|rseq| RSEQ_IDS.map(|(offset, bytes)| (rseq, offset, bytes)))
+            .filter(|(rseq, offset, bytes)| offset + *bytes as u64 <= u64::from(rseq.size))
+            .map(|(rseq, offset, bytes)| (rseq.address.wrapping_add(offset), bytes))
+            .collect();
+        let mut bytes = vec![0; spans.iter().map(|(_, bytes)| bytes).sum()];
+        match memory::readv(pid, &spans, &mut bytes)? {
+            got if got == bytes.len() => Ok(RseqIds { spans, bytes }),
+            _ => Err(Error::Unfit(
+                "a thread's restartable sequences lie outside of its memory".into(),
+            )),
+        }
+    }
+
+    pub fn write(&self, pid: i32) -> Result<()> {
+        match memory::writev(pid, &self.spans, &self.bytes)? {
+            written if written == self.bytes.len() => Ok(()),
+            _ => Err(Error::Unfit(
+                "a thread's restartable sequences cannot be written".into(),
+            )),
+        }
     }
 }
 

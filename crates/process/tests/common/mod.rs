@@ -416,10 +416,13 @@ pub fn move_on(
         network: journey.network,
         object: &|id| objects.get(&id).map(std::os::fd::AsFd::as_fd),
     };
-    let rebuilt = rebuild::rebuild(&mut target, &captured.state).unwrap();
+    let last_gadget = target.last_gadget;
+    let mut built = rebuild::build(&mut target, &captured.state).unwrap();
+    let repaired = std::mem::take(&mut built.repaired);
+    let tids = rebuild::finish(target.remote, last_gadget, &captured.state, built).unwrap();
     println!(
         "{} threads: capture {capture_time:?}, rebuild {:?}",
-        rebuilt.tids.len(),
+        tids.len(),
         begin.elapsed()
     );
     stopped.kill().unwrap();
@@ -428,12 +431,12 @@ pub fn move_on(
         None => program.kill(),
     }
     let born = destination.stopped.as_mut().unwrap();
-    born.add(&rebuilt.tids[1..]);
+    born.add(&tids[1..]);
     let again = capture_stopped(born, &mut RestartMemo::default());
     agree(captured.state.clone(), again.state);
     destination.state = Some(captured.state);
     journey.open.iter().for_each(|open| open());
-    capture::leave_repair(destination.pid(), &rebuilt.repaired).unwrap();
+    capture::leave_repair(destination.pid(), &repaired).unwrap();
     destination.let_go();
     destination
 }
