@@ -104,7 +104,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
             .send(self.workload, runs, skip_rewritten, || inbox.check())?;
         // The end of a round: what the socket has swallowed has not arrived yet, and counts for the bandwidth.
         if self.tally.frozen.is_none() && self.migration.is_last_batch() {
-            sent.wire_busy += self.settle()?;
+            sent.busy += self.settle()?;
         }
         self.handle(Happened::Sent(sent))
     }

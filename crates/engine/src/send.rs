@@ -3,7 +3,7 @@
 //! A piece is at most a megabyte, so that it is still in the processor's cache when it is sent.
 
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use whimbrel_policy::{PageRun, Sent};
 use whimbrel_wire::{BulkWriter, Run, FRAME_PAGES_MAX, PAGE_BYTES};
@@ -20,7 +20,6 @@ pub(crate) struct PageSender {
     writer: BulkWriter<TcpStream>,
     peer: String,
     buffer: Vec<u8>,
-    busy: Duration,
 }
 
 /// A part of a piece: which pages, and where their content begins in the buffer, in pages.
@@ -37,7 +36,6 @@ impl PageSender {
             writer: BulkWriter::new(stream),
             peer,
             buffer,
-            busy: Duration::ZERO,
         }
     }
 
@@ -47,20 +45,20 @@ impl PageSender {
     }
 
     pub fn layout(&mut self, layout: &[u8]) -> Result<()> {
-        self.timed(|writer| writer.layout(layout))
+        self.write(|writer| writer.layout(layout))
     }
 
     pub fn state(&mut self, state: &[u8]) -> Result<()> {
-        self.timed(|writer| writer.state(state))
+        self.write(|writer| writer.state(state))
     }
 
     pub fn drops(&mut self, runs: &[PageRun]) -> Result<()> {
         let runs: Vec<_> = runs.iter().copied().map(wire_run).collect();
-        self.timed(|writer| writer.drops(&runs))
+        self.write(|writer| writer.drops(&runs))
     }
 
     pub fn barrier(&mut self, number: u64) -> Result<()> {
-        self.timed(|writer| writer.barrier(number))
+        self.write(|writer| writer.barrier(number))
     }
 
     /// Carries out an order to send. `check` is asked before each piece and may stop it.
@@ -71,17 +69,20 @@ impl PageSender {
         skip_rewritten: bool,
         mut check: impl FnMut() -> Result<()>,
     ) -> Result<Sent> {
-        let (bytes, busy) = (self.writer.bytes(), self.busy);
+        let bytes = self.writer.bytes();
         let mut sent = Sent::default();
         for mut piece in pieces(runs) {
             check()?;
+            let (begun, before) = (Instant::now(), self.writer.bytes());
             if skip_rewritten {
                 piece = leave_out_rewritten(workload, piece, &mut sent.rewritten)?;
             }
             self.send_piece(workload, &piece, &mut sent)?;
+            if self.writer.bytes() - before >= PAGE_BYTES as u64 {
+                sent.busy += begun.elapsed();
+            }
         }
         sent.wire_bytes = self.writer.bytes() - bytes;
-        sent.wire_busy = self.busy - busy;
         Ok(sent)
     }
 
@@ -116,20 +117,17 @@ impl PageSender {
             &content[from..from + part.run.count as usize * PAGE_BYTES]
         };
         let zeros: Vec<_> = zero.iter().copied().map(wire_run).collect();
-        self.timed(|writer| {
+        self.write(|writer| {
             writer.pages(full.iter().map(|part| (wire_run(part.run), bytes(part))))?;
             writer.zeros(&zeros)
         })
     }
 
-    fn timed(
+    fn write(
         &mut self,
         write: impl FnOnce(&mut BulkWriter<TcpStream>) -> whimbrel_wire::Result<()>,
     ) -> Result<()> {
-        let begun = Instant::now();
-        let result = write(&mut self.writer);
-        self.busy += begun.elapsed();
-        result.map_err(|cause| Error::Link {
+        write(&mut self.writer).map_err(|cause| Error::Link {
             peer: self.peer.clone(),
             cause,
         })

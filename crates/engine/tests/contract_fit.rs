@@ -318,7 +318,7 @@ fn sent(workload: &mut impl Workload, replica: &mut impl Replica, runs: &[PageRu
             .unwrap();
         replica.write(run(space, number), &bytes).unwrap();
         report.wire_bytes += PAGE_SIZE;
-        report.wire_busy += Duration::from_micros(40);
+        report.busy += Duration::from_micros(40);
     }
     Event::Sent(report)
 }

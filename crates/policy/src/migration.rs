@@ -93,8 +93,9 @@ pub struct Sent {
     pub failed: Vec<PageRun>,
     /// Bytes put on the wire.
     pub wire_bytes: u64,
-    /// Time in which the link, not the reader, was the bottleneck.
-    pub wire_busy: Duration,
+    /// Time in which pages with content were read and sent, one after the other without a pause, and until they had arrived. Reading
+    /// counts too: the last pages go the same way, at the same pace.
+    pub busy: Duration,
 }
 
 /// Something happened. `now` is passed beside it.
@@ -566,7 +567,7 @@ impl Migration {
         self.sent.sent += counts.sent;
         self.sent.zero += counts.zero;
         self.wire_bytes = self.wire_bytes.saturating_add(sent.wire_bytes);
-        self.bandwidth.add(sent.wire_bytes, sent.wire_busy);
+        self.bandwidth.add(sent.wire_bytes, sent.busy);
         if let Some(max) = self.limits.bandwidth_max {
             self.send_from = self.send_from.saturating_add(time_for(sent.wire_bytes, max));
         }

@@ -346,8 +346,8 @@ impl Engine {
             piece.iter().for_each(|&page| self.send_page(page, &mut sent));
         }
         sent.wire_bytes = sent.wire_bytes.max(FRAME_BYTES);
-        sent.wire_busy = Duration::from_secs_f64(sent.wire_bytes as f64 / self.bandwidth as f64);
-        self.now += sent.wire_busy;
+        sent.busy = Duration::from_secs_f64(sent.wire_bytes as f64 / self.bandwidth as f64);
+        self.now += sent.busy;
         Event::Sent(sent)
     }
 
@@ -489,7 +489,7 @@ fn written(runs: &[PageRun]) -> Event {
 fn sent(wire_bytes: u64, busy_ms: u64) -> Event {
     Event::Sent(Sent {
         wire_bytes,
-        wire_busy: Duration::from_millis(busy_ms),
+        busy: Duration::from_millis(busy_ms),
         ..Sent::default()
     })
 }

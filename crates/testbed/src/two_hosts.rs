@@ -63,6 +63,7 @@ impl Builder {
             alpha,
             client: Host::network_only("client")?,
             switch: Host::network_only("switch")?,
+            one_network: self.one_network,
         };
         network::make_switch(&hosts.switch)?;
         self.connect(&hosts, &hosts.alpha, 1)?;
@@ -98,6 +99,7 @@ pub struct TwoHosts {
     /// A network namespace for clients, at [`CLIENT`]; its link is not shaped.
     pub client: Host,
     switch: Host,
+    one_network: bool,
 }
 
 impl TwoHosts {
@@ -107,6 +109,17 @@ impl TwoHosts {
             rate: Some("1gbit".to_string()),
             one_network: false,
             programs: Vec::new(),
+        }
+    }
+
+    /// Where the one whole host reaches the other one.
+    pub fn address_of(&self, host: &Host) -> IpAddr {
+        if self.one_network {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else if host.name() == self.alpha.name() {
+            ALPHA
+        } else {
+            BETA
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use whimbrel_testbed::{Builder, Finished, Host, Inventory, Running, TwoHosts, ALPHA, BETA};
+use whimbrel_testbed::{Builder, Finished, Host, Inventory, Running, TwoHosts};
 
 /// The workload's name.
 pub const NAME: &str = "w";
@@ -39,14 +39,6 @@ impl Side {
             Self::Alpha => Self::Beta,
             Self::Beta => Self::Alpha,
         }
-    }
-
-    fn address(self) -> SocketAddr {
-        let address = match self {
-            Self::Alpha => ALPHA,
-            Self::Beta => BETA,
-        };
-        SocketAddr::new(address, 7440)
     }
 }
 
@@ -168,7 +160,8 @@ impl Rig {
 
     /// Starts both ends of a move.
     pub fn begin_move(&self, from: Side, how: &How) -> Moving {
-        let address = from.other().address().to_string();
+        let address = self.hosts.address_of(self.host(from.other()));
+        let address = SocketAddr::new(address, 7440).to_string();
         let words = ["whimbrel", "receive", "--listen", &address].map(str::to_string);
         let words = words.into_iter().chain(how.receive_arguments.iter().cloned());
         let mut receive = self.host(from.other()).command(words);
