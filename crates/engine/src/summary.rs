@@ -29,7 +29,7 @@ pub struct Summary {
     pub downtime_us: u64,
     /// What the destination did meanwhile.
     pub destination_times: DestinationTimes,
-    /// Bytes on the bulk stream.
+    /// Bytes on the bulk stream: layouts, pages and the state.
     pub bulk_bytes: u64,
     /// Bytes of the state beside the memory.
     pub state_bytes: u64,
@@ -69,7 +69,7 @@ impl fmt::Display for Summary {
             self.destination,
             Time(self.total_us),
             Time(self.downtime_us),
-            Bytes(self.bulk_bytes + self.state_bytes),
+            Bytes(self.bulk_bytes),
             match rounds {
                 0 => "one stop".to_owned(),
                 1 => "1 round".to_owned(),

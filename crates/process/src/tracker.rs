@@ -243,11 +243,12 @@ impl Tracker {
     /// # Errors
     /// The process has ended.
     pub fn scan_frozen(&mut self, vmas: &[Vma]) -> Result<FrozenScan> {
-        if self.uffd.is_some() {
-            let strangers = self.strangers(vmas)?;
-            self.strange.extend(strangers);
-        }
-        let Looked { seen, mut found } = self.look(&jobs(vmas))?;
+        let Looked {
+            seen,
+            mut found,
+            strange,
+        } = self.look(&jobs(vmas))?;
+        self.strange.extend(strange);
         found.sort_unstable_by_key(|region| region.start);
         let (guards, found): (Vec<Region>, Vec<Region>) = found
             .into_iter()
@@ -285,6 +286,7 @@ impl Tracker {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
                 all.seen.extend(more.seen);
                 all.found.extend(more.found);
+                all.strange.extend(more.strange);
             }
             Ok(all)
         })
@@ -293,12 +295,7 @@ impl Tracker {
     fn work(&self, jobs: &[Job], next: &AtomicUsize) -> Result<Looked> {
         let mut looked = Looked::default();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let close = self.uffd.is_none() || !job.anonymous || self.is_uncertain(job.span);
-            let parts = if close {
-                vec![job.span]
-            } else {
-                self.changed(job.span)?
-            };
+            let parts = self.worth_a_look(job, &mut looked.strange)?;
             let args = self.with_guards(job.anonymous);
             for part in &parts {
                 self.pagemap.scan(part.start..part.end, args, &mut looked.found)?;
@@ -306,6 +303,23 @@ impl Tracker {
             looked.seen.extend(parts);
         }
         Ok(looked)
+    }
+
+    /// The parts of a job that the scans before do not tell about.
+    fn worth_a_look(&self, job: &Job, strange: &mut Vec<Span>) -> Result<Vec<Span>> {
+        if self.uffd.is_none() {
+            return Ok(vec![job.span]);
+        }
+        match self.changed(job.span) {
+            Ok(changed) if job.anonymous && !self.is_uncertain(job.span) => Ok(changed),
+            Ok(_) => Ok(vec![job.span]),
+            // It is not registered: nothing is known of it.
+            Err(error) if error.errno() == Some(libc::EPERM) => {
+                strange.push(job.span);
+                Ok(vec![job.span])
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What lay between today's mappings is gone.
@@ -413,6 +427,8 @@ impl Tracker {
 struct Looked {
     seen: Vec<Span>,
     found: Vec<Region>,
+    /// What turned out not to be registered.
+    strange: Vec<Span>,
 }
 
 fn span_of_region(region: &Region) -> Span {

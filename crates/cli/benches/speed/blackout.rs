@@ -71,6 +71,7 @@ pub fn without_the_network() {
             "",
         );
     }
+    line("pages sent while frozen", records.median(last_pages), "", "");
     line("downtime", records.median(|one| ms(one, "downtime_us")), "ms", "");
     let without = |one: &_| ms(one, "downtime_us") - phase_ms(one, "last-pages");
     line(
@@ -79,6 +80,13 @@ pub fn without_the_network() {
         "ms",
         "goal: 20 ms or less",
     );
+}
+
+/// How many pages went with content while the workload was frozen.
+fn last_pages(record: &serde_json::Value) -> f64 {
+    let rounds = record["rounds"].as_array().map_or(&[][..], Vec::as_slice);
+    let frozen = rounds.iter().filter(|round| round["frozen"] == true);
+    frozen.filter_map(|round| round["pages_sent"].as_f64()).sum()
 }
 
 pub fn seen_by_a_client() {

@@ -198,7 +198,7 @@ fn show(moved: &[Moved], seen: &Seen) {
         total: Duration::from_micros(one.summary.total_us),
         downtime: Duration::from_micros(one.summary.downtime_us),
         gap: longest_gap(seen, one),
-        bytes: one.summary.bulk_bytes + one.summary.state_bytes,
+        bytes: one.summary.bulk_bytes,
         rounds: one.summary.rounds.iter().filter(|round| !round.frozen).count(),
     };
     println!(
