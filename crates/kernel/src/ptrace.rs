@@ -2,6 +2,7 @@
 //!
 //! Everything here belongs to the calling thread: only the thread that seized a tracee may ask it anything.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
@@ -229,21 +230,25 @@ pub fn set_regs(tid: i32, regs: &Regs) -> Result<()> {
 
 /// The extended state (x87, SSE, AVX, AMX …) in the XSAVE format of this machine (Intel SDM vol. 1, 13.4).
 pub fn xstate(tid: i32) -> Result<Vec<u8>> {
-    let mut buffer = vec![0u8; XSTATE_BYTES_MAX];
-    let mut vector = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    let data = &raw mut vector as usize;
-    request(
-        "read the xstate of",
-        libc::PTRACE_GETREGSET,
-        tid,
-        NT_X86_XSTATE,
-        data,
-    )?;
-    buffer.truncate(vector.iov_len);
-    Ok(buffer)
+    thread_local! {
+        /// Far more than most need, so that it is not made anew for every thread of a frozen process.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; XSTATE_BYTES_MAX]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut vector = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        let data = &raw mut vector as usize;
+        request(
+            "read the xstate of",
+            libc::PTRACE_GETREGSET,
+            tid,
+            NT_X86_XSTATE,
+            data,
+        )?;
+        Ok(buffer.get(..vector.iov_len).unwrap_or_default().to_vec())
+    })
 }
 
 /// Sets the extended state; the kernel refuses a layout that is not this machine's.

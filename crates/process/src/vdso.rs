@@ -26,6 +26,7 @@ pub struct KernelMappings {
     /// `[vvar]`, `[vvar_vclock]`, `[vdso]` in the order of their addresses, whatever this kernel has of them.
     pub mappings: Vec<(String, Span)>,
     /// The content of `[vdso]`.
+    #[serde(with = "serde_bytes")]
     pub image: Vec<u8>,
 }
 

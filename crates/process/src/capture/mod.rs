@@ -18,6 +18,7 @@ use whimbrel_kernel::namespace;
 use whimbrel_kernel::proc::{self, Status};
 use whimbrel_kernel::ptrace::Stopped;
 use whimbrel_kernel::socket::UnixDiag;
+use whimbrel_kernel::task;
 
 use crate::check;
 use crate::refusal::{Refusal, Subject};
@@ -25,7 +26,7 @@ use crate::state::{
     Attributes, Clocks, Credentials, FileKind, MemoryDescriptor, OpenFile, ProcessState, Signals, State,
 };
 use files::{Files, Scope};
-use threads::{Deliverable, Observed};
+use threads::{Deliverable, Observed, Surroundings};
 
 pub use sockets::{leave_repair, RepairedSocket};
 pub use syscalls::RestartMemo;
@@ -181,12 +182,16 @@ pub fn mend(stopped: &Stopped, memo: &mut RestartMemo) -> Result<()> {
     Ok(())
 }
 
-fn observe(stopped: &Stopped, caught: Deliverable, memo: &mut RestartMemo) -> Result<Vec<Observed>> {
+fn observe(stopped: &Stopped, deliverable: Deliverable, memo: &mut RestartMemo) -> Result<Vec<Observed>> {
     let pid = stopped.pid();
-    let shared = threads::pending(pid, true)?;
+    let surroundings = Surroundings {
+        deliverable,
+        shared: &threads::pending(pid, true)?,
+        our_cpus: &task::affinity(0)?,
+    };
     let mut observed = Vec::with_capacity(stopped.tids().len());
     for tid in stopped.tids() {
-        let thread = threads::observe(pid, *tid, caught, &shared, memo)?;
+        let thread = threads::observe(pid, *tid, surroundings, memo)?;
         threads::check(pid, &thread)?;
         observed.push(thread);
     }

@@ -140,17 +140,27 @@ fn critical_section(pid: i32, tid: i32) -> Result<Option<CriticalSection>> {
     Ok(Some(CriticalSection::parse(&bytes)))
 }
 
+/// What all threads of a process have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Surroundings<'a> {
+    pub deliverable: Deliverable,
+    /// Signals pending for the process.
+    pub shared: &'a [PendingSignal],
+    /// The CPUs that we may use ourselves.
+    pub our_cpus: &'a [u8],
+}
+
 /// Reads everything about a thread that can be read from outside.
 pub(crate) fn observe(
     pid: i32,
     tid: i32,
-    deliverable: Deliverable,
-    shared: &[PendingSignal],
+    surroundings: Surroundings<'_>,
     memo: &mut RestartMemo,
 ) -> Result<Observed> {
     let own = pending(tid, false)?;
     let mask = ptrace::sigmask(tid)?;
-    let caught = deliverable.any(mask, own.iter().chain(shared));
+    let pending = own.iter().chain(surroundings.shared);
+    let caught = surroundings.deliverable.any(mask, pending);
     let live = mend(pid, tid, caught, memo)?;
     let state = ThreadState {
         tid,
@@ -160,7 +170,7 @@ pub(crate) fn observe(
         pending: own,
         rseq: read_rseq(tid)?,
         robust_list: task::robust_list(tid)?,
-        scheduling: scheduling(tid)?,
+        scheduling: scheduling(tid, surroundings.our_cpus)?,
         ..ThreadState::default()
     };
     Ok(Observed { tid, live, state })
@@ -194,7 +204,7 @@ pub(crate) fn inner_id(status: &Status, key: &str) -> Option<i32> {
     status.numbers(key).last().and_then(|id| i32::try_from(*id).ok())
 }
 
-fn scheduling(tid: i32) -> Result<Scheduling> {
+fn scheduling(tid: i32, our_cpus: &[u8]) -> Result<Scheduling> {
     let attributes = task::scheduling(tid)?;
     Ok(Scheduling {
         policy: attributes.policy,
@@ -204,19 +214,15 @@ fn scheduling(tid: i32) -> Result<Scheduling> {
         runtime_ns: attributes.runtime_ns,
         deadline_ns: attributes.deadline_ns,
         period_ns: attributes.period_ns,
-        affinity: affinity(tid)?,
+        affinity: affinity(tid, our_cpus)?,
     })
 }
 
-/// The CPUs of a thread; none when they are all that we may use ourselves: then nobody has chosen them, and another machine
+/// The CPUs of a thread; none when they are all that we may use ourselves (`ours`): then nobody has chosen them, and another machine
 /// has others.
-fn affinity(tid: i32) -> Result<Vec<u8>> {
+fn affinity(tid: i32, ours: &[u8]) -> Result<Vec<u8>> {
     let mask = task::affinity(tid)?;
-    Ok(if mask == task::affinity(0)? {
-        Vec::new()
-    } else {
-        mask
-    })
+    Ok(if mask == ours { Vec::new() } else { mask })
 }
 
 /// What only the thread itself can tell: the addresses of its answers.

@@ -18,6 +18,7 @@ pub struct Chunk {
     /// So many bytes before it were left behind because they were too many.
     pub cut: u64,
     /// What was written.
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
     /// Where the next piece begins, as an offset in the source's file.
     pub next: u64,
