@@ -15,7 +15,8 @@ pub fn with_idle_memory() {
         "capture",
         "last scan",
         "last pages",
-        "rebuild",
+        "build",
+        "complete",
         "downtime",
     ];
     println!("{}", columns.map(|name| format!("{name:>11}")).join(""));
@@ -33,6 +34,7 @@ pub fn with_idle_memory() {
             phase_ms(&record, "capture"),
             phase_ms(&record, "last-scan"),
             phase_ms(&record, "last-pages"),
+            destination_ms(&record, "build_us"),
             destination_ms(&record, "load_us"),
             ms(&record, "downtime_us"),
         ];
