@@ -44,6 +44,9 @@ struct Moving {
     attended: bool,
 }
 
+/// What a destination's journal says when nothing is left to be done.
+const GIVEN_UP: &str = "given up";
+
 /// Lists.
 pub fn run(args: &PsArgs) -> anyhow::Result<()> {
     host::tidy();
@@ -95,7 +98,7 @@ fn moving(listed: Listed) -> Moving {
             State::Released => "moved",
             State::Stayed => "runs on here",
             State::Started => "running here",
-            State::Fenced => "given up",
+            State::Fenced => GIVEN_UP,
         },
         workload: record.workload,
         peer: record.peer,
@@ -124,11 +127,12 @@ fn migration_table(migrations: &[Moving]) -> String {
     let mut lines = vec![["MIGRATION", "WORKLOAD", "THIS END", "OTHER END", "STATE"].map(str::to_owned)];
     lines.extend(migrations.iter().map(|m| {
         let workload = if m.workload.is_empty() { "-" } else { &m.workload };
-        let state = if m.attended {
-            m.state.to_owned()
-        } else {
-            format!("{} (nobody works on it)", m.state)
+        let note = match (m.attended, m.state) {
+            (true, _) => "",
+            (false, GIVEN_UP) => " (kept for a day, in case the other end asks)",
+            (false, _) => " (nobody works on it)",
         };
+        let state = m.state.to_owned() + note;
         [
             m.id.clone(),
             workload.to_owned(),
@@ -237,6 +241,12 @@ mod tests {
         assert!(last.starts_with(&words), "{text}");
         assert!(!text.contains(&whimbrel_wire::Key::from_bytes([1; 16]).to_string()));
         assert_eq!(migration_table(&[]), "");
+        let kept = Moving {
+            state: GIVEN_UP,
+            ..migration()
+        };
+        let text = migration_table(&[kept]);
+        assert!(text.contains("given up (kept for a day"), "{text}");
     }
 
     #[test]

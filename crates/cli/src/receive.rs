@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use whimbrel_engine::destination::{Incoming, ReceiveOptions, Reception, ANSWER_FOR};
+use whimbrel_engine::journal::FENCED_MAX;
 use whimbrel_engine::Role;
 use whimbrel_wire::{Key, MigrationId};
 
@@ -60,8 +61,9 @@ impl Guardians<'_> {
         }
     }
 
-    /// Those with nothing to do.
+    /// Those with nothing to do. A service may be the only command on its host for a long time.
     fn dismiss_idle(&mut self) -> anyhow::Result<()> {
+        host::journals().forget_fenced(FENCED_MAX)?;
         for (id, guardian) in std::mem::take(&mut self.guardians) {
             match host::journals().read(id, Role::Destination)? {
                 Some(_) => self.guardians.push((id, guardian)),
@@ -104,7 +106,6 @@ fn receive_one(guardians: &mut Guardians, cancel: &Arc<AtomicBool>, watch: &mut 
         journals: host::journals(),
         link_timeout: args.link_timeout,
         answer_for: ANSWER_FOR,
-        followed: true,
         cancel: Arc::clone(cancel),
     };
     let mut reception = Reception::open(guardians.listener, options)?;

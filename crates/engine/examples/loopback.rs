@@ -205,7 +205,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for round in 0..3 {
         let alone = socket_alone(gib << 30)?;
         let options = ReceiveOptions {
-            followed: false,
             key: key.clone(),
             journals: journals.clone(),
             link_timeout: Duration::from_secs(10),

@@ -45,8 +45,6 @@ pub struct ReceiveOptions {
     pub link_timeout: Duration,
     /// How long a question is waited for and answered after the link was lost.
     pub answer_for: Duration,
-    /// Whether a guardian goes on answering then.
-    pub followed: bool,
     /// Set by the user's wish to stop. Without effect once a workload was committed.
     pub cancel: Arc<AtomicBool>,
 }
@@ -254,7 +252,6 @@ impl Reception {
         driver.control = Some(control);
         driver.link_timeout = self.options.link_timeout;
         driver.answer_for = self.options.answer_for;
-        driver.followed = self.options.followed;
         driver.why = error;
         let left = match driver.switch.handle(input) {
             Ok(()) => driver.run(),

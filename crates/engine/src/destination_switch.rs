@@ -66,8 +66,6 @@ pub(crate) struct DestinationDriver<'a, H> {
     pub link_timeout: Duration,
     /// How long questions are waited for when the link is lost.
     pub answer_for: Duration,
-    /// Whether somebody goes on answering then: the journal is left to him if the source may ask.
-    pub followed: bool,
     pub cancel: &'a AtomicBool,
     /// Why it was not started, or what went wrong with the link: the first reason counts.
     pub why: Option<Error>,
@@ -112,7 +110,6 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             host,
             link_timeout: crate::link::LINK_TIMEOUT,
             answer_for: Duration::ZERO,
-            followed: false,
             cancel,
             why: None,
             promised: false,
@@ -142,16 +139,17 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
         }
     }
 
-    /// Nobody speaks any more. A migration without a journal is answered `Fenced`, so a fenced one needs none; that a
-    /// workload runs here must not be forgotten before the source knows it.
+    /// Nobody speaks any more. A source that was promised something may ask however late, and proves itself with the journal's key:
+    /// only a journal that says nothing yet may go.
     fn leave(&mut self) -> DestinationLeft {
-        let runs = self.switch.is_committed();
-        let followed = self.followed && self.promised;
-        if !runs && !followed {
-            if let Some(Err(e)) = self.journal.as_ref().map(Journal::remove) {
-                self.host.warn(&e.to_string());
-            }
+        let silent = self
+            .journal
+            .as_ref()
+            .filter(|journal| journal.record().state == State::Active);
+        if let Some(Err(e)) = silent.map(Journal::remove) {
+            self.host.warn(&e.to_string());
         }
+        let runs = self.switch.is_committed();
         DestinationLeft::Unconfirmed { runs }
     }
 
@@ -178,7 +176,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 self.answer_here(started)
             }
             DestinationAction::Discard => {
-                let discarded = self.host.discard(&resources());
+                let discarded = self.host.discard(&resources()).and_then(|()| self.disclaim());
                 self.answer_here(discarded)
             }
             DestinationAction::RemoveJournal => {
@@ -210,6 +208,14 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 journal.set_prepared(resources)
             }
             _ => journal.set_state(state.into()),
+        }
+    }
+
+    /// What a journal that stays names is gone now, and must not be discarded again when the workload comes a second time.
+    fn disclaim(&mut self) -> Result<()> {
+        match &mut self.journal {
+            Some(journal) if journal.record().state != State::Active => journal.set_fenced(),
+            _ => Ok(()),
         }
     }
 

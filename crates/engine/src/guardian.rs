@@ -16,7 +16,7 @@ use crate::contract::{Outcome, Recover};
 use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationLeft, Ear};
 use crate::error::{Error, Result};
 use crate::inbox::Inbox;
-use crate::journal::{Journal, Journals, Record, Role, State};
+use crate::journal::{Journal, Journals, Record, Role, State, FENCED_MAX};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 
 /// How to recover.
@@ -76,14 +76,16 @@ pub fn take_over<C: Recover>(
     }
 }
 
-/// Recovers every stale journal, as each command does before its own work. What another process acts on is left alone.
+/// Recovers every stale journal, as each command does before its own work. What another process acts on is left alone, and so is what
+/// is only kept for a question; when that is old, it goes.
 pub fn recover_stale<C: Recover>(
     journals: &Journals,
     recover: &C,
     options: &GuardianOptions<'_>,
 ) -> Result<Vec<(Record, Result<Settled>)>> {
+    journals.forget_fenced(FENCED_MAX)?;
     let mut results = Vec::new();
-    for record in journals.stale()? {
+    for record in journals.stale()?.into_iter().filter(|r| !r.is_only_kept()) {
         match take_over(journals, record.id, record.role, recover, options) {
             Err(Error::Busy { .. }) => {}
             result => results.push((record, result)),

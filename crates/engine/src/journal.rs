@@ -23,6 +23,10 @@ pub const DEFAULT_DIRECTORY: &str = "/run/whimbrel/journal";
 /// Bytes in a journal at most: identities of processes, names of files.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
 
+/// How long a destination that gave up remembers it, with the key that a source needs for its question. A source asks every few seconds,
+/// and whoever could not reach us for a day is no longer waited for: its operator decides.
+pub const FENCED_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Listing looks at a lock by taking it for a moment; who wants it tries again for so long.
 const LISTING_MAX: Duration = Duration::from_millis(100);
 
@@ -98,6 +102,13 @@ pub struct Record {
     pub resources: Vec<u8>,
     /// Process that wrote it last.
     pub pid: u32,
+}
+
+impl Record {
+    /// Nothing is left to be done: it was given up here, and is kept for a source that may ask.
+    pub fn is_only_kept(&self) -> bool {
+        self.state == State::Fenced && self.resources.is_empty()
+    }
 }
 
 /// The directory of journals.
@@ -233,6 +244,32 @@ impl Journals {
             .collect())
     }
 
+    /// Removes the records of migrations that were given up here longer ago than `age`; see [`FENCED_MAX`].
+    pub fn forget_fenced(&self, age: Duration) -> Result<()> {
+        for record in self.stale()? {
+            if !record.is_only_kept() || self.age(&record)? <= age {
+                continue;
+            }
+            match self.open(record.id, record.role) {
+                Ok(Some(journal)) if journal.record.is_only_kept() => journal.remove()?,
+                // Settled meanwhile, or being settled.
+                Ok(_) | Err(Error::Busy { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The time since it was written; none if it is gone, or if the clock was set back.
+    fn age(&self, record: &Record) -> Result<Duration> {
+        let path = record_path(&self.directory, record.id, record.role);
+        match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+            Ok(written) => Ok(written.elapsed().unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Duration::ZERO),
+            Err(e) => Err(failed(&path, "looked at")(e)),
+        }
+    }
+
     /// `None` if another process has it.
     fn lock(&self, id: MigrationId, role: Role) -> Result<Option<File>> {
         let path = lock_path(&self.directory, id, role);
@@ -293,6 +330,17 @@ impl Journal {
         self.change(|record| {
             record.state = State::Prepared;
             record.resources = resources;
+        })
+    }
+
+    /// Destination: given up, and nothing is left of it.
+    pub fn set_fenced(&mut self) -> Result<()> {
+        if self.record.is_only_kept() {
+            return Ok(());
+        }
+        self.change(|record| {
+            record.state = State::Fenced;
+            record.resources = Vec::new();
         })
     }
 
@@ -488,6 +536,58 @@ mod tests {
             .open(MigrationId([1; 16]), Role::Source)
             .unwrap()
             .is_some());
+    }
+
+    #[test]
+    fn only_what_was_given_up_long_ago_is_forgotten() {
+        let hour = Duration::from_secs(3600);
+        let scratch = Scratch::new();
+        let kept = |id, state, resources, hours| {
+            let journal = scratch
+                .0
+                .create(Record {
+                    role: Role::Destination,
+                    state,
+                    resources,
+                    ..record(id)
+                })
+                .unwrap();
+            let path = record_path(&scratch.0.directory, MigrationId([id; 16]), Role::Destination);
+            let written = std::time::SystemTime::now() - hour * hours;
+            File::open(path).unwrap().set_modified(written).unwrap();
+            journal
+        };
+        drop(kept(1, State::Fenced, vec![], 3));
+        drop(kept(2, State::Fenced, vec![], 1));
+        drop(kept(3, State::Fenced, vec![2], 3));
+        drop(kept(4, State::Started, vec![], 3));
+        drop(kept(5, State::Prepared, vec![], 3));
+        let answering = kept(6, State::Fenced, vec![], 3);
+        scratch.0.forget_fenced(2 * hour).unwrap();
+        let left = || -> Vec<u8> {
+            let listed = scratch.0.list().unwrap();
+            listed.iter().map(|l| l.record.id.0[0]).collect()
+        };
+        assert_eq!(left(), [2, 3, 4, 5, 6]);
+        drop(answering);
+        scratch.0.forget_fenced(2 * hour).unwrap();
+        assert_eq!(left(), [2, 3, 4, 5]);
+        assert_eq!(scratch.files(), 8);
+    }
+
+    #[test]
+    fn what_was_given_up_names_no_resources() {
+        let scratch = Scratch::new();
+        let mut journal = scratch.0.create(record(1)).unwrap();
+        journal.set_prepared(vec![7]).unwrap();
+        assert!(!journal.record().is_only_kept());
+        journal.set_fenced().unwrap();
+        let read = scratch
+            .0
+            .read(MigrationId([1; 16]), Role::Source)
+            .unwrap()
+            .unwrap();
+        assert!(read.is_only_kept());
     }
 
     #[test]

@@ -277,7 +277,6 @@ fn a_guardian_goes_on_telling_what_was_decided() {
 fn a_guardian_goes_on_answering_that_it_was_given_up() {
     let mut stage = Stage::new();
     stage.answer_for = Duration::from_millis(300);
-    stage.followed = true;
     let cable = Cable::new(stage.address());
     let receiver = receive(&stage, (), None);
     let source = spawn_source(&stage, 1, at(Phase::Offer, cable.cutter()), |o| {
@@ -294,6 +293,46 @@ fn a_guardian_goes_on_answering_that_it_was_given_up() {
         assert_eq!(destination.join().unwrap(), Settled::Discarded);
     });
     assert_eq!(stage.verify(), Where::Source);
+}
+
+/// The link goes before the offer and stays away until everybody at the destination has gone home and other commands have run there:
+/// whoever listens next knows the migration and its key, though its own is another.
+#[test]
+fn whoever_listens_later_answers_that_it_was_given_up() {
+    let mut stage = Stage::new();
+    stage.answer_for = Duration::from_millis(100);
+    let cable = Cable::new(stage.address());
+    let receiver = receive(&stage, (), None);
+    let source = spawn_source(&stage, 1, at(Phase::Offer, cable.cutter()), |o| {
+        o.destination = cable.address.to_string();
+        o.ask_for = Duration::from_millis(100);
+    });
+    assert_eq!(whereabouts(source.join().unwrap()), Whereabouts::Undecided);
+    assert_eq!(whereabouts(receiver.join().unwrap()), Whereabouts::Source);
+    let recover = ImaginedRecover(Arc::clone(&stage.world));
+    let mut options = GuardianOptions {
+        link_timeout: Duration::from_millis(100),
+        ask_for: Some(Duration::ZERO),
+        force_here: false,
+        listener: None,
+        answer_for: Duration::ZERO,
+        cancel: &NEVER,
+    };
+    let stale = recover_stale(&stage.journals, &recover, &options).unwrap();
+    assert!(matches!(stale[..], [(_, Ok(Settled::Undecided))]), "{stale:?}");
+    stage.is_kept_at_destination();
+    stage.key = whimbrel_wire::Key::random().unwrap();
+    let next = receive(&stage, (), None);
+    cable.plug();
+    options.link_timeout = Duration::from_secs(5);
+    options.ask_for = Some(Duration::from_secs(20));
+    options.answer_for = Duration::from_secs(20);
+    assert_eq!(
+        take_over(&stage.journals, stage.id, Role::Source, &recover, &options).unwrap(),
+        Settled::Stays
+    );
+    assert_eq!(stage.verify(), Where::Source);
+    assert!(!next.is_finished());
 }
 
 /// Everybody at the destination has gone home: nobody is left to be told, however long the guardian would wait.
@@ -405,6 +444,8 @@ fn the_next_receive_answers_for_the_dead() {
                 stage.guardian(Role::Destination, &AtomicBool::new(true)).unwrap(),
                 Settled::Discarded
             );
+            stage.is_kept_at_destination();
+            stage.journals.forget_fenced(Duration::ZERO).unwrap();
         }
         assert_eq!(stage.verify(), expected, "{phase}");
         assert!(!next.is_finished());

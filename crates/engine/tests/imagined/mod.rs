@@ -569,8 +569,10 @@ impl Recover for ImaginedRecover {
         Ok(())
     }
 
-    fn discard(&self, _: &[u8]) -> Result<(), Trouble> {
-        discard(&self.0);
+    fn discard(&self, resources: &[u8]) -> Result<(), Trouble> {
+        if !resources.is_empty() {
+            discard(&self.0);
+        }
         Ok(())
     }
 
@@ -691,7 +693,6 @@ pub struct Stage {
     pub cancel: Arc<AtomicBool>,
     pub link_timeout: Duration,
     pub answer_for: Duration,
-    pub followed: bool,
     directory: PathBuf,
 }
 
@@ -710,7 +711,6 @@ impl Stage {
             cancel: Arc::default(),
             link_timeout: Duration::from_secs(5),
             answer_for: Duration::from_secs(20),
-            followed: false,
             directory,
         }
     }
@@ -721,7 +721,6 @@ impl Stage {
 
     pub fn receive_options(&self) -> ReceiveOptions {
         ReceiveOptions {
-            followed: self.followed,
             key: self.key.clone(),
             journals: self.journals.clone(),
             link_timeout: self.link_timeout,
@@ -768,6 +767,13 @@ impl Stage {
             assert!(!world.source.exists, "the copy at the source is left");
             Where::Destination
         }
+    }
+
+    /// What is left of a promise that was taken back: the key, for a source that asks, and nothing that would have to be undone.
+    pub fn is_kept_at_destination(&self) {
+        let record = self.journals.read(self.id, Role::Destination).unwrap().unwrap();
+        assert!(record.is_only_kept(), "{record:?}");
+        assert!(!look(&self.world).destination.exists, "the replica is left");
     }
 
     /// An end that told the other may still be clearing up.

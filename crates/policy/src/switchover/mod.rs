@@ -45,7 +45,8 @@
 //!   promise: whoever takes over from it fences. A source offers only once it is held by something that outlives it, and OFFERED is
 //!   journalled first. So while the destination may start it, the source cannot run, whoever dies.
 //! - A source that is OFFERED gets a true answer from whoever is there: PREPARED, STARTED and FENCED are kept until the
-//!   source has confirmed that it will never ask again.
+//!   source has confirmed that it will never ask again. A FENCED one that nobody asks about may go after a long time: without
+//!   a journal the answer is the same, or, to a source whose key nobody knows any more, none.
 //! - A destination without a journal answers Fenced and writes nothing: it has nothing that could be started, and a
 //!   shell that a late Spec makes would have to be offered to, which only the source of that same connection does.
 //! - Forgotten is an acknowledgement, so that nothing is left behind when the last word is lost. The workload's place is
