@@ -34,9 +34,45 @@ fn numbers_in(path: &str) -> Result<Vec<i32>> {
     Ok(numbers)
 }
 
-/// Threads of a process in our PID namespace, sorted.
+/// Looks at the threads of a process until one shows all of them, or so often.
+const LOOKS_MAX: usize = 16;
+
+/// The threads of a process as one look shows them.
+///
+/// `/proc/pid/task` may lack a thread that lives: while a thread ends on which the listing stands, the one behind it is left
+/// out (`proc_task_readdir` of fs/proc/base.c finds its place again by counting).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tasks {
+    /// Their numbers in our PID namespace, sorted.
+    pub tids: Vec<i32>,
+    /// Every thread that there was before the look, and still is, has been seen. False when a thread has ended meanwhile.
+    pub is_complete: bool,
+}
+
+impl Tasks {
+    /// Looks once.
+    pub fn look(pid: i32) -> Result<Self> {
+        let before = Status::read(pid)?
+            .number("Threads")
+            .ok_or_else(|| malformed(pid, "status", "its number of threads"))?;
+        let mut tids = numbers_in(&format!("/proc/{pid}/task"))?;
+        tids.dedup();
+        // Whoever is in the list was counted or is newer: with one that was counted and left out it is too short.
+        let is_complete = tids.len() as u64 >= before;
+        Ok(Self { tids, is_complete })
+    }
+}
+
+/// Threads of a process in our PID namespace, sorted. All of them, unless they end all the time.
 pub fn tasks(pid: i32) -> Result<Vec<i32>> {
-    numbers_in(&format!("/proc/{pid}/task"))
+    let mut tasks = Tasks::look(pid)?;
+    for _ in 1..LOOKS_MAX {
+        if tasks.is_complete {
+            break;
+        }
+        tasks = Tasks::look(pid)?;
+    }
+    Ok(tasks.tids)
 }
 
 /// Open descriptors of a process, sorted.

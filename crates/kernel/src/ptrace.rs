@@ -392,17 +392,21 @@ impl Stopped {
     pub fn stop(pid: i32) -> Result<Self> {
         let mut stopped = Self::none_of(pid);
         let mut seen = HashSet::new();
-        for _ in 0..STOP_PASSES_MAX {
-            let new: Vec<i32> = proc::tasks(pid)?
-                .into_iter()
-                .filter(|tid| seen.insert(*tid))
-                .collect();
-            if new.is_empty() {
+        let (begin, mut passes) = (Instant::now(), 0);
+        while passes < STOP_PASSES_MAX && begin.elapsed() < WAIT_MAX {
+            let tasks = proc::Tasks::look(pid)?;
+            let new: Vec<i32> = tasks.tids.into_iter().filter(|tid| seen.insert(*tid)).collect();
+            if !new.is_empty() {
+                passes += 1;
+                stopped.stop_some(&new)?;
+            } else if tasks.is_complete {
                 stopped.tids.sort_by_key(|tid| (*tid != pid, *tid));
                 stopped.check_leader()?;
                 return Ok(stopped);
+            } else {
+                // One that was ending has hidden another, perhaps.
+                std::thread::yield_now();
             }
-            stopped.stop_some(&new)?;
         }
         Err(Error::other(format!(
             "process {pid} makes threads faster than they can be stopped"

@@ -66,7 +66,13 @@ impl Puppet {
     /// Waits for the end of the last order.
     pub fn reply(&mut self) -> i64 {
         let mut reply = [0; 8];
-        self.replies.read_exact(&mut reply).unwrap();
+        if let Err(error) = self.replies.read_exact(&mut reply) {
+            let status = self.wait();
+            panic!(
+                "puppet {} does not reply ({error}): wait status {status:#x}",
+                self.pid
+            );
+        }
         i64::from_ne_bytes(reply)
     }
 
