@@ -9,16 +9,19 @@
 //! Neither forces a SIGTRAP: the kernel would take away the action of a process that ignores or blocks that signal.
 //!
 //! **If we are killed meanwhile**, a thread that runs the code of the area ends its table and then gives itself its own registers
-//! and signal mask back. Only a thread that makes single calls without the area does not: in the about 10 us of the mmap(2) of
-//! the area, and from its munmap(2) until [`Remote::restore`], our death takes the process with it. So do these two with one thread,
-//! and restore the others before the area goes.
+//! and signal mask back. A thread that makes single calls without the area (the mmap(2) of the area is one, its munmap(2) another)
+//! does the same after [`Remote::secure`]; otherwise our death takes the process with it. Do these calls with one thread, and
+//! restore the others before the area goes.
 
 pub mod batch;
+mod landing;
 mod spawn;
 
 use std::cell::Cell;
 
 pub use batch::{Call, BATCH_CALLS_MAX, SCRATCH_BYTES};
+pub use landing::blank_landing;
+use landing::Landing;
 
 use crate::error::{Error, Result};
 use crate::ptrace::{self, Regs, Stop};
@@ -41,7 +44,7 @@ pub fn is_error(result: i64) -> bool {
 
 /// Finds a `syscall` instruction in the vdso of a process.
 pub fn find_gadget(pid: i32, vmas: &[maps::Vma]) -> Result<u64> {
-    let vdso = vmas.iter().find(|vma| vma.path == "[vdso]").ok_or_else(|| {
+    let vdso = vdso_of(vmas).ok_or_else(|| {
         Error::other(format!(
             "process {pid} has no vdso: it cannot be driven from outside"
         ))
@@ -51,6 +54,10 @@ pub fn find_gadget(pid: i32, vmas: &[maps::Vma]) -> Result<u64> {
     find_syscall(&text)
         .map(|offset| vdso.start + offset)
         .ok_or_else(|| Error::other(format!("the vdso of process {pid} has no syscall instruction")))
+}
+
+fn vdso_of(vmas: &[maps::Vma]) -> Option<&maps::Vma> {
+    vmas.iter().find(|vma| vma.path == "[vdso]")
 }
 
 /// Offset of the first `syscall` instruction in code.
@@ -66,6 +73,7 @@ pub struct Remote {
     pid: i32,
     tid: i32,
     gadget: u64,
+    landing: Option<Landing>,
     scratch: Option<u64>,
     regs: Regs,
     mask: u64,
@@ -86,6 +94,7 @@ impl Remote {
             pid,
             tid,
             gadget,
+            landing: None,
             scratch: None,
             regs,
             mask,
@@ -124,6 +133,16 @@ impl Remote {
     /// From now on single calls use the `syscall` instruction at `gadget`.
     pub fn set_gadget(&mut self, gadget: u64) {
         self.gadget = gadget;
+        self.landing = None;
+    }
+
+    /// From now on, until [`Remote::restore`] and after it, our death during a single call does the thread no harm. Only one thread
+    /// of a process at a time. False if its vdso has no room for the code that this needs, or must not be written.
+    pub fn secure(&mut self, vmas: &[maps::Vma]) -> Result<bool> {
+        if let Some(vdso) = vdso_of(vmas) {
+            self.landing = Landing::lay_for(self.pid, vdso, &self.regs, self.mask)?;
+        }
+        Ok(self.landing.is_some())
     }
 
     /// Puts registers and mask back. The thread stays stopped; once let go it first comes to an event stop if it is still
@@ -137,7 +156,8 @@ impl Remote {
             ptrace::signal_process(self.pid, END_SIGNAL)?;
         }
         // A restart is looked at only on the way through signal handling, which this makes sure of.
-        ptrace::interrupt(self.tid)
+        ptrace::interrupt(self.tid)?;
+        self.landing.as_ref().map_or(Ok(()), Landing::erase)
     }
 
     /// Puts the thread to work at `regs`. The mask comes second: a thread that stands in the area gives itself its own back if
@@ -174,6 +194,11 @@ impl Remote {
         let arg = |index: usize| args.get(index).copied().unwrap_or(0);
         let mut regs = self.base_regs();
         regs.rip = self.gadget;
+        if let Some(landing) = &self.landing {
+            landing.lay()?;
+            (regs.rip, regs.r15) = (landing.gadget(), landing.frame());
+        }
+        let behind = regs.rip + 2;
         regs.rax = number as u64;
         (regs.rdi, regs.rsi, regs.rdx) = (arg(0), arg(1), arg(2));
         (regs.r10, regs.r8, regs.r9) = (arg(3), arg(4), arg(5));
@@ -185,7 +210,7 @@ impl Remote {
             self.wait_for(&what, ptrace::resume_to_syscall, |stop| Ok(stop == Stop::Syscall))?;
         }
         let regs = ptrace::regs(self.tid)?;
-        if regs.rip != self.gadget + 2 {
+        if regs.rip != behind {
             return Err(self.astray(&what, regs.rip));
         }
         Ok(regs.rax as i64)

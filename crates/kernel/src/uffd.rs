@@ -408,9 +408,10 @@ pub fn inject(pid: i32, features: u64, flags: u64) -> Result<Uffd> {
 
 /// The same by a thread that is stopped already. [`Uffd::api`] comes next.
 pub fn inject_stopped(pid: i32, tid: i32, flags: u64) -> Result<Uffd> {
-    let gadget = remote::find_gadget(pid, &maps::read(pid)?)?;
+    let vmas = maps::read(pid)?;
     let process = pidfd::open(pid)?;
-    let mut remote = Remote::new(pid, tid, gadget)?;
+    let mut remote = Remote::new(pid, tid, remote::find_gadget(pid, &vmas)?)?;
+    remote.secure(&vmas)?;
     let taken = take_out(&mut remote, process.as_fd(), flags);
     remote.restore()?;
     // Out of the single step's stop, so that our death delivers nothing.

@@ -4,12 +4,16 @@
 mod puppet;
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use puppet::{Other, Puppet, CHURN, PAGE};
-use whimbrel_kernel::ptrace::{self, Stopped};
-use whimbrel_kernel::remote::{find_gadget, Call, Remote};
-use whimbrel_kernel::{maps, memory, pidfd, proc};
+use whimbrel_kernel::ptrace::{self, Stop, Stopped};
+use whimbrel_kernel::remote::{blank_landing, find_gadget, Call, Remote};
+use whimbrel_kernel::{maps, memory, pidfd, proc, uffd};
+
+/// System calls of a tracer at most, twice.
+const STEPS_MAX: usize = 20_000;
 
 /// A puppet with threads that count and check their registers, and the addresses of their words.
 fn counting(threads: u64) -> (Puppet, Vec<u64>) {
@@ -217,6 +221,92 @@ fn work_for_ever(mut stopped: Stopped, tell: &mut impl Write) {
         stopped = Stopped::stop(pid).unwrap();
         all = remotes(&stopped);
     }
+}
+
+/// Has another process do this, and kills it at the first step that it makes, at the second one, and so on: each beginning and
+/// each end of a system call. How many there were.
+fn kill_at_each_step(puppet: &mut Puppet, words: &[u64], work: fn(i32)) -> usize {
+    let pid = puppet.pid;
+    for steps in 0..STEPS_MAX {
+        let (mut begin, mut tell) = UnixStream::pair().unwrap();
+        let tracer = Other::new(move || {
+            begin.read_exact(&mut [0]).unwrap();
+            work(pid);
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(0) }
+        });
+        ptrace::seize(tracer.0, 0).unwrap();
+        ptrace::interrupt(tracer.0).unwrap();
+        tell.write_all(b"!").unwrap();
+        let mut stop = ptrace::wait(tracer.0).unwrap();
+        for _ in 0..steps {
+            if let Stop::Gone(status) = stop {
+                assert_eq!(status, 0, "after {steps} steps");
+                return steps;
+            }
+            ptrace::resume_to_syscall(tracer.0, 0).unwrap();
+            stop = ptrace::wait(tracer.0).unwrap();
+        }
+        drop(tracer);
+        assert_unharmed(puppet, words);
+    }
+    panic!("more than {STEPS_MAX} steps");
+}
+
+#[test]
+fn a_tracer_may_be_killed_at_each_step_of_its_questions() {
+    let (mut puppet, words) = counting(1);
+    let steps = kill_at_each_step(&mut puppet, &words, ask);
+    println!("killed at {steps} steps");
+    assert!(steps > 100);
+    let ours = vdso(std::process::id() as i32);
+    let mut theirs = vdso(puppet.pid);
+    blank_landing(&mut theirs);
+    assert!(theirs == ours, "only a landing may be left");
+    // whoever comes next takes it away
+    ask(puppet.pid);
+    assert!(vdso(puppet.pid) == ours);
+    assert_unharmed(&mut puppet, &words);
+}
+
+#[test]
+fn a_tracer_may_be_killed_at_each_step_while_a_userfaultfd_is_made() {
+    let (mut puppet, words) = counting(1);
+    let steps = kill_at_each_step(&mut puppet, &words, |pid| drop(uffd::inject(pid, 0, 0).unwrap()));
+    println!("killed at {steps} steps");
+    assert!(steps > 100);
+}
+
+/// All that a capture does with the threads of a process.
+fn ask(pid: i32) {
+    let stopped = Stopped::stop(pid).unwrap();
+    let mut all = remotes(&stopped);
+    let (leader, others) = all.split_first_mut().unwrap();
+    assert!(leader.secure(&maps::read(pid).unwrap()).unwrap());
+    let area = leader.install(None).unwrap();
+    let mut calls = vec![Call::new("getppid", libc::SYS_getppid, &[]); 5];
+    for (slot, other) in others.iter_mut().enumerate() {
+        other.share_scratch(area);
+        other.batch_start(&calls, slot * 5).unwrap();
+    }
+    leader.batch_start(&calls, 100).unwrap();
+    leader.batch_finish(&mut calls, 100).unwrap();
+    for (slot, other) in others.iter_mut().enumerate() {
+        other.batch_finish(&mut calls, slot * 5).unwrap();
+    }
+    others.iter().for_each(|other| other.restore().unwrap());
+    leader.uninstall().unwrap();
+    all.iter().for_each(|remote| remote.restore().unwrap());
+    ptrace::park(stopped.tids()).unwrap();
+    stopped.detach();
+}
+
+fn vdso(pid: i32) -> Vec<u8> {
+    let vmas = maps::read(pid).unwrap();
+    let vdso = vmas.iter().find(|vma| vma.path == "[vdso]").unwrap();
+    let mut image = vec![0; vdso.len() as usize];
+    memory::read(pid, vdso.start, &mut image).unwrap();
+    image
 }
 
 #[test]

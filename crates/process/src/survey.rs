@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use whimbrel_kernel::error::Result as KernelResult;
 use whimbrel_kernel::maps::{VmFlags, Vma};
+use whimbrel_kernel::remote::blank_landing;
 use whimbrel_kernel::{memory, proc};
 
 use crate::layout::{Advice, AdviceSet, Backing, Mapping, ObjectKind, Span};
@@ -325,6 +326,7 @@ pub fn kernel_mappings(pid: i32, vmas: &[Vma]) -> KernelResult<KernelMappings> {
     if let Some(vdso) = found.vdso() {
         found.image = vec![0; vdso.len() as usize];
         memory::read(pid, vdso.start, &mut found.image)?;
+        blank_landing(&mut found.image);
     }
     Ok(found)
 }

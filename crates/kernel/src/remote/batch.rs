@@ -24,6 +24,8 @@ pub const BATCH_CALLS_MAX: usize = 4096;
 /// The entry behind the others serves single calls.
 const SINGLE: usize = BATCH_CALLS_MAX;
 const FRAME_BYTES: usize = 192;
+/// Bytes of a frame that are not padding.
+pub(super) const FRAME_BYTES_USED: usize = FRAME_TAIL.len() + 19 * 8;
 /// Most arguments of a system call.
 const ARGS_MAX: usize = 6;
 
@@ -162,6 +164,12 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(&raw const CODE, bytes) }
 }
 
+/// What a thread runs whose tracer is gone; r15 points to its frame. Does not depend on where it lies.
+pub(super) fn code_without_tracer() -> &'static [u8] {
+    let done = offset_of(&raw const CODE_DONE) as usize;
+    code().get(done..).unwrap_or_default()
+}
+
 /// `mov r15, [rip+17]; jmp [rip+3]`: begins a frame, since the last two registers have nowhere else to come from.
 const FRAME_TAIL: [u8; 16] = [
     0x4c, 0x8b, 0x3d, 17, 0, 0, 0, 0xff, 0x25, 3, 0, 0, 0, 0xcc, 0xcc, 0xcc,
@@ -169,7 +177,7 @@ const FRAME_TAIL: [u8; 16] = [
 
 /// What gives a thread its own state back without a tracer: tail, rip, r15, flags, mask, rsp, rax, rbx, rcx, rdx, rsi, rdi,
 /// rbp, r8 to r14; 8 bytes each.
-fn encode_frame(regs: &Regs, mask: u64) -> Vec<u8> {
+pub(super) fn encode_frame(regs: &Regs, mask: u64) -> Vec<u8> {
     let (rip, rax) = restarted(regs);
     let words = [
         rip,
@@ -308,7 +316,8 @@ impl Remote {
 
     /// Single calls without an area use the area's own `syscall` instruction from now on (the vdso may be moved then).
     pub fn use_scratch_gadget(&mut self) -> Result<()> {
-        self.gadget = self.installed()? + offset_of(&raw const CODE_GADGET);
+        let gadget = self.installed()? + offset_of(&raw const CODE_GADGET);
+        self.set_gadget(gadget);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ pub const FORK: u64 = 5;
 pub const CHURN: u64 = 6;
 
 pub const PAGE: u64 = 4096;
+/// No order takes longer.
+const REPLY_MAX_MS: i32 = 60_000;
 
 /// Ends with the thread that made it at the latest.
 pub struct Puppet {
@@ -66,12 +68,19 @@ impl Puppet {
     /// Waits for the end of the last order.
     pub fn reply(&mut self) -> i64 {
         let mut reply = [0; 8];
-        if let Err(error) = self.replies.read_exact(&mut reply) {
+        let mut fd = libc::pollfd {
+            fd: self.replies.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one live record.
+        let ready = unsafe { libc::poll(&mut fd, 1, REPLY_MAX_MS) };
+        if ready != 1 || self.replies.read_exact(&mut reply).is_err() {
+            let was = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+            // SAFETY: no pointer is passed; it is our child and has not been waited for.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
             let status = self.wait();
-            panic!(
-                "puppet {} does not reply ({error}): wait status {status:#x}",
-                self.pid
-            );
+            panic!("the puppet does not reply; wait status {status:#x}, before that: {was:?}");
         }
         i64::from_ne_bytes(reply)
     }

@@ -53,7 +53,12 @@ pub(crate) fn ask_all(
         Ok(())
     });
     let mut remotes = remotes.into_inner();
-    let answered = taken.and_then(|()| with_scratch(&mut remotes, signals, timers));
+    let answered = taken.and_then(|()| {
+        if let Some(leader) = remotes.first_mut() {
+            leader.secure(mappings)?;
+        }
+        with_scratch(&mut remotes, signals, timers)
+    });
     let restored = remotes.iter().try_for_each(|remote| remote.restore());
     let parked = ptrace::park(stopped.tids());
     let answered = answered?;
