@@ -252,12 +252,12 @@ impl Reception {
         driver.control = Some(control);
         driver.link_timeout = self.options.link_timeout;
         driver.answer_for = self.options.answer_for;
-        driver.why = error;
+        driver.failures.why = error;
         let left = match driver.switch.handle(input) {
             Ok(()) => driver.run(),
             Err(e) => DestinationLeft::Stuck(Error::Internal(e.to_string())),
         };
-        let why = driver.why.take().unwrap_or(Error::Fenced);
+        let why = driver.failures.why.take().unwrap_or(Error::Fenced);
         let committed = driver.switch.is_committed();
         let destination = driver.host;
         destination.timeline.end();

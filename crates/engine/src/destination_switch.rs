@@ -15,6 +15,7 @@ use whimbrel_wire::{write_message, DestinationTimes, Message, MigrationId, Strea
 
 use crate::door::{accept_soon, greet};
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::inbox::{end_of, Inbox};
 use crate::journal::{Journal, State};
 use crate::link::{hear, ControlLink, Event};
@@ -22,8 +23,6 @@ use crate::source_switch::to_wire;
 
 /// How long a source that lives may take for its next word.
 const WORD_MAX: Duration = Duration::from_secs(600);
-/// Attempts at a step on this host (journal, start, discard) before it is left to the next command.
-const ATTEMPTS_MAX: u32 = 5;
 
 /// Who does what concerns the replica.
 pub(crate) trait DestinationHost {
@@ -67,14 +66,12 @@ pub(crate) struct DestinationDriver<'a, H> {
     /// How long questions are waited for when the link is lost.
     pub answer_for: Duration,
     pub cancel: &'a AtomicBool,
-    /// Why it was not started, or what went wrong with the link: the first reason counts.
-    pub why: Option<Error>,
+    pub failures: Failures,
     /// The source was given a promise (`Prepared`), so that it hears `Fenced` and not a sentence.
     promised: bool,
     /// The resources after the load, until they are journalled with the promise.
     loaded: Option<Vec<u8>>,
     deaf_at: Option<Instant>,
-    failures: u32,
 }
 
 /// How the driving ended.
@@ -111,11 +108,10 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             link_timeout: crate::link::LINK_TIMEOUT,
             answer_for: Duration::ZERO,
             cancel,
-            why: None,
+            failures: Failures::default(),
             promised: false,
             loaded: None,
             deaf_at: None,
-            failures: 0,
         }
     }
 
@@ -130,8 +126,8 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             let Some(input) = self.carry_out(action) else {
                 return self.leave();
             };
-            if self.failures >= ATTEMPTS_MAX {
-                return DestinationLeft::Stuck(self.why.take().unwrap_or(Error::Fenced));
+            if let Some(error) = self.failures.given_up() {
+                return DestinationLeft::Stuck(error);
             }
             if let Err(e) = self.switch.handle(input) {
                 return DestinationLeft::Stuck(Error::Internal(e.to_string()));
@@ -220,38 +216,17 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
     }
 
     fn answer(&mut self, result: Result<()>) -> DestinationInput {
-        match result {
-            Ok(()) => DestinationInput::Done,
-            Err(error) => {
-                self.why.get_or_insert(error);
-                DestinationInput::Failed
-            }
-        }
+        input_of(self.failures.note(result))
     }
 
-    /// A step that is tried again, but not for ever.
     fn answer_here(&mut self, result: Result<()>) -> DestinationInput {
-        match result {
-            Ok(()) => {
-                self.failures = 0;
-                DestinationInput::Done
-            }
-            Err(error) => {
-                self.failures += 1;
-                if self.failures == 1 {
-                    self.host.warn(&error.to_string());
-                }
-                if self.failures >= ATTEMPTS_MAX {
-                    self.why = Some(error);
-                }
-                DestinationInput::Failed
-            }
-        }
+        let host = &mut self.host;
+        input_of(self.failures.note_here(result, |sentence| host.warn(sentence)))
     }
 
     /// To whoever spoke last.
     fn say(&mut self, word: Word) -> DestinationInput {
-        let message = match (word, &self.why) {
+        let message = match (word, &self.failures.why) {
             (Word::Fenced, Some(error)) if !self.promised && self.query.is_none() => {
                 Message::Abort(error.sentence())
             }
@@ -344,24 +319,24 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 Message::Stays => DestinationInput::Message(Word::Stays),
                 Message::Abort(sentence) => {
                     // It stays, and says why.
-                    self.why.get_or_insert(Error::Aborted(sentence));
+                    self.failures.why.get_or_insert(Error::Aborted(sentence));
                     DestinationInput::Message(Word::Stays)
                 }
                 _ => return Heard::Nothing,
             },
             Some(Event::Cancelled) if self.switch.is_committed() => return Heard::Nothing,
             Some(Event::Cancelled) => {
-                self.why.get_or_insert(Error::Cancelled);
+                self.failures.why.get_or_insert(Error::Cancelled);
                 DestinationInput::Abandon
             }
             Some(event) => {
-                self.why.get_or_insert(end_of(event));
+                self.failures.why.get_or_insert(end_of(event));
                 self.control = None;
                 DestinationInput::LinkLost
             }
             // With a link: a source that lives but says nothing. Without one: the end, at the deadline.
             None => {
-                self.why.get_or_insert(Error::Late {
+                self.failures.why.get_or_insert(Error::Late {
                     expected: "its next word",
                     waited: WORD_MAX,
                 });
@@ -369,6 +344,13 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 DestinationInput::LinkLost
             }
         })
+    }
+}
+
+fn input_of(done: bool) -> DestinationInput {
+    match done {
+        true => DestinationInput::Done,
+        false => DestinationInput::Failed,
     }
 }
 

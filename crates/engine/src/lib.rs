@@ -6,6 +6,7 @@ pub mod destination;
 mod destination_switch;
 mod door;
 pub mod error;
+mod failures;
 pub mod guardian;
 mod inbox;
 mod intake;

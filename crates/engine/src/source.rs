@@ -242,13 +242,13 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             moved: None,
         };
         let mut driver = SourceDriver::new(SourceSwitch::begin(), Some(journal), line, host, patience);
-        driver.why = error;
+        driver.failures.why = error;
         let left = match driver.switch.handle(input) {
             Ok(()) => driver.run(),
             Err(e) => SourceLeft::Stuck(Error::Internal(e.to_string())),
         };
         let state = driver.journal.as_ref().map(|j| j.record().state);
-        let (why, times, moved) = (driver.why.take(), driver.times, driver.host.moved.take());
+        let (why, times, moved) = (driver.failures.why.take(), driver.times, driver.host.moved.take());
         let bulk_bytes = driver.host.sender.as_ref().map_or(0, PageSender::bytes);
         drop(driver);
         let failure = |error, whereabouts| Err(Failure { error, whereabouts });

@@ -13,14 +13,13 @@ use whimbrel_wire::{write_message, DestinationTimes, Message, StreamKind};
 
 use crate::contract::Outcome;
 use crate::error::{Error, Result};
+use crate::failures::Failures;
 use crate::inbox::{end_of, Inbox};
 use crate::journal::{Journal, State};
 use crate::link::{dial, hear, ControlLink, Event};
 
 /// How long a destination that lives may take for an answer: it may have to build a large workload.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
-/// Attempts at a step on this host (journal, release) before it is left to the next command.
-const ATTEMPTS_MAX: u32 = 5;
 /// Pauses are slept in steps of this, so that a cancel is noticed.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -109,11 +108,9 @@ pub(crate) struct SourceDriver<'a, H> {
     pub line: SourceLine,
     pub host: H,
     pub patience: Patience<'a>,
-    /// Why it stays, or why the link was lost: the first reason counts.
-    pub why: Option<Error>,
+    pub failures: Failures,
     /// What the destination said when it had started it.
     pub times: DestinationTimes,
-    failures: u32,
     asking_since: Option<Instant>,
     settled_since: Option<Instant>,
     nobody_listens: bool,
@@ -133,9 +130,8 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             line,
             host,
             patience,
-            why: None,
+            failures: Failures::default(),
             times: DestinationTimes::default(),
-            failures: 0,
             asking_since: None,
             settled_since: None,
             nobody_listens: false,
@@ -160,8 +156,8 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             }
             self.host.before(action);
             let input = self.carry_out(action);
-            if self.failures >= ATTEMPTS_MAX {
-                return SourceLeft::Stuck(self.why.take().unwrap_or(Error::Fenced));
+            if let Some(error) = self.failures.given_up() {
+                return SourceLeft::Stuck(error);
             }
             if let Err(e) = self.switch.handle(input) {
                 return SourceLeft::Stuck(Error::Internal(e.to_string()));
@@ -178,7 +174,8 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
         if self.switch.is_settled() {
             let since = *self.settled_since.get_or_insert_with(Instant::now);
             // A destination that gave up by itself has nothing that it could forget.
-            let gone = self.nobody_listens || matches!(self.why, Some(Error::Aborted(_) | Error::Refused(_)));
+            let gone = self.nobody_listens
+                || matches!(self.failures.why, Some(Error::Aborted(_) | Error::Refused(_)));
             if gone || (since.elapsed() > self.patience.tell_for && !self.patience.followed) {
                 self.switch.handle(SourceInput::GiveUp).map_err(internal)?;
             }
@@ -236,33 +233,12 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
     }
 
     fn answer(&mut self, result: Result<()>) -> SourceInput {
-        match result {
-            Ok(()) => SourceInput::Done,
-            Err(error) => {
-                self.why.get_or_insert(error);
-                SourceInput::Failed
-            }
-        }
+        input_of(self.failures.note(result))
     }
 
-    /// A step that only this host can get wrong: it is tried again, but not for ever.
     fn answer_here(&mut self, result: Result<()>) -> SourceInput {
-        match result {
-            Ok(()) => {
-                self.failures = 0;
-                SourceInput::Done
-            }
-            Err(error) => {
-                self.failures += 1;
-                if self.failures == 1 {
-                    self.host.warn(&error.to_string());
-                }
-                if self.failures >= ATTEMPTS_MAX {
-                    self.why = Some(error);
-                }
-                SourceInput::Failed
-            }
-        }
+        let host = &mut self.host;
+        input_of(self.failures.note_here(result, |sentence| host.warn(sentence)))
     }
 
     fn write(&mut self, state: SourceJournal) -> Result<()> {
@@ -286,7 +262,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
     }
 
     fn say(&mut self, word: Word) -> SourceInput {
-        let message = match (word, &self.why) {
+        let message = match (word, &self.failures.why) {
             // On the control stream the destination hears why. To it that is the same word.
             (Word::Stays, Some(error)) if self.line.query.is_none() && !matches!(error, Error::Fenced) => {
                 Message::Abort(error.sentence())
@@ -304,7 +280,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
         self.line.close();
         if self.asking_since.is_none() && self.switch.is_undecided() {
             self.asking_since = Some(Instant::now());
-            if let Some(why) = &self.why {
+            if let Some(why) = &self.failures.why {
                 self.host.warn(&format!(
                     "{why}: it stays frozen while the destination is asked whether it runs there"
                 ));
@@ -349,7 +325,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
         // Not only by its event: a word of the destination may have come just before.
         let open = !self.switch.is_undecided() && !self.switch.is_settled();
         if open && self.line.inbox.is_cancelled() {
-            self.why.get_or_insert(Error::Cancelled);
+            self.failures.why.get_or_insert(Error::Cancelled);
             return SourceInput::Abandon;
         }
         loop {
@@ -360,7 +336,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
                 }
                 Some(Event::Cancelled) if self.switch.is_undecided() => {}
                 Some(Event::Cancelled) => {
-                    self.why.get_or_insert(Error::Cancelled);
+                    self.failures.why.get_or_insert(Error::Cancelled);
                     return SourceInput::Abandon;
                 }
                 Some(event) => return self.lose(end_of(event)),
@@ -375,7 +351,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
     }
 
     fn lose(&mut self, error: Error) -> SourceInput {
-        self.why.get_or_insert(error);
+        self.failures.why.get_or_insert(error);
         self.line.close();
         SourceInput::LinkLost
     }
@@ -389,17 +365,18 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
                 Word::Started
             }
             Message::Fenced => {
-                self.why.get_or_insert(Error::Fenced);
+                self.failures.why.get_or_insert(Error::Fenced);
                 Word::Fenced
             }
             Message::Undecided => Word::Undecided,
             Message::Forgotten => Word::Forgotten,
             Message::Abort(sentence) => {
-                self.why.get_or_insert(Error::Aborted(sentence));
+                self.failures.why.get_or_insert(Error::Aborted(sentence));
                 return Some(SourceInput::Abandon);
             }
             other => {
-                self.why
+                self.failures
+                    .why
                     .get_or_insert(Error::unexpected(&other, "a word of the switch-over"));
                 return None;
             }
@@ -414,6 +391,13 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             thread::sleep(STEP.min(until.saturating_duration_since(Instant::now())));
         }
         SourceInput::Done
+    }
+}
+
+fn input_of(done: bool) -> SourceInput {
+    match done {
+        true => SourceInput::Done,
+        false => SourceInput::Failed,
     }
 }
 
