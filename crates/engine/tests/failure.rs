@@ -121,57 +121,105 @@ fn the_destination_is_killed_at_each_phase() {
     }
 }
 
+/// A migration whose link was cut.
+struct Cut {
+    phase: Phase,
+    stage: Stage,
+    source: Result<Summary, Failure>,
+    receiver: JoinHandle<Result<Received, Failure>>,
+    _cable: Arc<Cable>,
+}
+
+/// The link is cut at the beginning of this phase of one end, and mended at once; the source has ended then.
+fn cut_for_a_moment(stage: Stage, seed: usize, role: Role, phase: Phase) -> Cut {
+    let cable = Arc::new(Cable::new(stage.address()));
+    let (cut, plug) = (cable.cutter(), Arc::clone(&cable));
+    let act = at(phase, move || {
+        cut();
+        plug.plug();
+    });
+    let over = |o: &mut SourceOptions| o.destination = cable.address.to_string();
+    let seed = seed as u64;
+    let (receiver, source) = match role {
+        Role::Source => (receive(&stage, (), None), spawn_source(&stage, seed, act, over)),
+        Role::Destination => (receive(&stage, act, None), spawn_source(&stage, seed, (), over)),
+    };
+    Cut {
+        phase,
+        stage,
+        source: source.join().unwrap(),
+        receiver,
+        _cable: cable,
+    }
+}
+
+impl Cut {
+    /// The source's last word may be lost.
+    fn has_moved(self) {
+        let phase = self.phase;
+        self.source.unwrap();
+        self.receiver.join().unwrap().unwrap();
+        if let Some(journal) = self
+            .stage
+            .journals
+            .open(self.stage.id, Role::Destination)
+            .unwrap()
+        {
+            assert!(
+                matches!(
+                    phase,
+                    Phase::Release | Phase::Start | Phase::Settle | Phase::Commit
+                ),
+                "{phase}"
+            );
+            assert_eq!(journal.record().state, State::Started, "{phase}");
+            journal.remove().unwrap();
+        }
+        assert_eq!(self.stage.verify(), Where::Destination, "{phase}");
+    }
+
+    /// Both ends say so. One that had not begun says that it is untouched.
+    fn stays(self) {
+        let phase = self.phase;
+        assert_ne!(whereabouts(self.source), Whereabouts::Undecided, "{phase}");
+        assert_eq!(
+            whereabouts(self.receiver.join().unwrap()),
+            Whereabouts::Source,
+            "{phase}"
+        );
+        assert_eq!(self.stage.verify(), Where::Source, "{phase}");
+    }
+
+    /// The offer may have arrived or not, but both agree.
+    fn agrees(self) {
+        let (source, received) = (self.source, self.receiver.join().unwrap());
+        assert_eq!(source.is_ok(), received.is_ok(), "{source:?} {received:?}");
+        let expected = if source.is_ok() {
+            Where::Destination
+        } else {
+            Where::Source
+        };
+        assert_eq!(self.stage.verify(), expected);
+    }
+}
+
 #[test]
 fn the_link_is_cut_for_a_moment_at_each_phase_of_the_source() {
     for (seed, phase) in SOURCE_PHASES.into_iter().enumerate() {
         let mut stage = Stage::new();
         // Where the source has not offered, nobody will ask.
         stage.answer_for = Duration::from_millis(if phase == Phase::Offer { 2000 } else { 300 });
-        let cable = Arc::new(Cable::new(stage.address()));
-        let receiver = receive(&stage, (), None);
-        let (cut, plug) = (cable.cutter(), Arc::clone(&cable));
-        let act = move || {
-            cut();
-            plug.plug();
-        };
-        let source = spawn_source(&stage, seed as u64, at(phase, act), |o| {
-            o.destination = cable.address.to_string()
-        });
-        let result = source.join().unwrap();
+        let cut = cut_for_a_moment(stage, seed, Role::Source, phase);
         match phase {
             // Nothing was connected yet, or everything was said.
-            Phase::Check | Phase::Connect | Phase::Release => {
-                result.unwrap();
-                receiver.join().unwrap().unwrap();
-                if let Some(journal) = stage.journals.open(stage.id, Role::Destination).unwrap() {
-                    assert_eq!((phase, journal.record().state), (Phase::Release, State::Started));
-                    journal.remove().unwrap();
-                }
-                assert_eq!(stage.verify(), Where::Destination, "{phase}");
-            }
+            Phase::Check | Phase::Connect | Phase::Release => cut.has_moved(),
             // Refused before anything was built: the destination waits on.
-            Phase::Prepare => {
-                assert_eq!(whereabouts(result), Whereabouts::Untouched);
-            }
-            // The offer may have arrived or not, but both agree.
-            Phase::Offer => {
-                let received = receiver.join().unwrap();
-                assert_eq!(result.is_ok(), received.is_ok(), "{result:?} {received:?}");
-                let expected = if result.is_ok() {
-                    Where::Destination
-                } else {
-                    Where::Source
-                };
-                assert_eq!(stage.verify(), expected);
-            }
+            Phase::Prepare => assert_eq!(whereabouts(cut.source), Whereabouts::Untouched),
+            Phase::Offer => cut.agrees(),
             _ => {
-                assert_eq!(whereabouts(result), Whereabouts::Source, "{phase}");
-                assert_eq!(
-                    whereabouts(receiver.join().unwrap()),
-                    Whereabouts::Source,
-                    "{phase}"
-                );
-                assert_eq!(stage.verify(), Where::Source, "{phase}");
+                let failure = cut.source.as_ref().unwrap_err();
+                assert_eq!(failure.whereabouts, Whereabouts::Source, "{phase}");
+                cut.stays();
             }
         }
     }
@@ -182,47 +230,12 @@ fn the_link_is_cut_for_a_moment_at_each_phase_of_the_destination() {
     for (seed, phase) in DESTINATION_PHASES.into_iter().enumerate() {
         let mut stage = Stage::new();
         stage.answer_for = Duration::from_secs(2);
-        let cable = Arc::new(Cable::new(stage.address()));
-        let (cut, plug) = (cable.cutter(), Arc::clone(&cable));
-        let act = move || {
-            cut();
-            plug.plug();
-        };
-        let receiver = receive(&stage, at(phase, act), None);
-        let source = spawn_source(&stage, seed as u64, (), |o| {
-            o.destination = cable.address.to_string()
-        });
-        let result = source.join().unwrap();
+        let cut = cut_for_a_moment(stage, seed, Role::Destination, phase);
         match phase {
-            Phase::Prepare => assert_ne!(whereabouts(result), Whereabouts::Undecided),
-            Phase::Round | Phase::Build | Phase::Load => {
-                // The source may not have begun.
-                assert_ne!(whereabouts(result), Whereabouts::Undecided, "{phase}");
-                assert_eq!(
-                    whereabouts(receiver.join().unwrap()),
-                    Whereabouts::Source,
-                    "{phase}"
-                );
-                assert_eq!(stage.verify(), Where::Source, "{phase}");
-            }
-            Phase::Offer => {
-                let received = receiver.join().unwrap();
-                assert_eq!(result.is_ok(), received.is_ok(), "{result:?} {received:?}");
-                let expected = if result.is_ok() {
-                    Where::Destination
-                } else {
-                    Where::Source
-                };
-                assert_eq!(stage.verify(), expected);
-            }
-            _ => {
-                result.unwrap();
-                receiver.join().unwrap().unwrap();
-                if let Some(journal) = stage.journals.open(stage.id, Role::Destination).unwrap() {
-                    journal.remove().unwrap();
-                }
-                assert_eq!(stage.verify(), Where::Destination, "{phase}");
-            }
+            Phase::Prepare => assert_ne!(whereabouts(cut.source), Whereabouts::Undecided),
+            Phase::Round | Phase::Build | Phase::Load => cut.stays(),
+            Phase::Offer => cut.agrees(),
+            _ => cut.has_moved(),
         }
     }
 }
