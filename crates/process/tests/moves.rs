@@ -290,8 +290,17 @@ fn after_a_failure_the_source_runs_on_with_nothing_of_ours_in_it() {
     }
 }
 
-/// Runs `work` as a controller would that then dies: its tracees are let go, nothing else is undone.
-fn dead_controller(work: impl FnOnce() -> (Vec<u8>, Vec<u8>) + Send) -> (Vec<u8>, Vec<u8>) {
+/// The journals of both ends when their controllers die with the replica loaded and the source held: their tracees are let go,
+/// nothing else is undone.
+fn left_by_dead_controllers(program: &Program, host: &Host) -> (Vec<u8>, Vec<u8>) {
+    let work = || {
+        let (mut source, mut replica) = (of(program), host.replica());
+        Move::until_loaded(Mode::Live, 1, program, &mut source, &mut replica);
+        let resources = (source.resources(), replica.resources());
+        std::mem::forget(source);
+        std::mem::forget(replica);
+        resources
+    };
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
@@ -300,23 +309,19 @@ fn the_journal_alone_is_enough_to_go_back() {
     let program = Program::start("machinery", &["back"]);
     program.goes_on(2);
     let host = Host::new("back");
-    let pid = program.pid();
-    let (theirs, ours) = dead_controller(|| {
-        let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
-        Move::until_loaded(Mode::Live, 1, &program, &mut source, &mut replica);
-        let resources = (source.resources(), replica.resources());
-        std::mem::forget(source);
-        std::mem::forget(replica);
-        resources
-    });
-    let frozen = program.lines().len();
-    assert_eq!(program.lines().len(), frozen);
+    let (theirs, ours) = left_by_dead_controllers(&program, &host);
+    let held = program.lines().len();
     for _ in 0..2 {
         ProcessRecover.discard(&ours).unwrap();
+    }
+    host.is_empty();
+    // What another program does meanwhile shows that time passes.
+    Program::start("machinery", &["clock"]).goes_on(3);
+    assert_eq!(program.lines().len(), held, "it ran before it was let go");
+    for _ in 0..2 {
         ProcessRecover.stays(&theirs).unwrap();
     }
     program.goes_on(3);
-    host.is_empty();
 }
 
 #[test]
@@ -324,15 +329,7 @@ fn the_journal_alone_is_enough_to_go_on() {
     let program = Program::start("machinery", &["on"]);
     program.goes_on(2);
     let host = Host::new("on");
-    let pid = program.pid();
-    let (theirs, ours) = dead_controller(|| {
-        let (mut source, mut replica) = (ProcessWorkload::new(pid, None).unwrap(), host.replica());
-        Move::until_loaded(Mode::Live, 1, &program, &mut source, &mut replica);
-        let resources = (source.resources(), replica.resources());
-        std::mem::forget(source);
-        std::mem::forget(replica);
-        resources
-    });
+    let (theirs, ours) = left_by_dead_controllers(&program, &host);
     for _ in 0..2 {
         ProcessRecover.start(&ours).unwrap();
         ProcessRecover.moved(&theirs).unwrap();
