@@ -255,6 +255,17 @@ impl Rig {
         counts.map(|change| format!("{side:?}: {change}")).collect()
     }
 
+    /// What `whimbrel ps` says on both hosts, for the message of a failure.
+    pub fn both_hosts(&self) -> String {
+        let listed = |side| {
+            let command = self.host(side).command(["whimbrel", "ps", "--all"]);
+            let said = command.finish(Duration::from_secs(20));
+            let said = said.map_or_else(|error| error.to_string(), |finished| finished.output);
+            format!("{side:?}:\n{said}")
+        };
+        listed(Side::Alpha) + &listed(Side::Beta)
+    }
+
     /// How many processes of a host have this word in their command line's first word.
     pub fn processes(&self, side: Side, program: &str) -> usize {
         let entries = fs::read_dir(self.host(side).path("/proc")).unwrap().flatten();
@@ -267,6 +278,15 @@ impl Rig {
                     .ends_with(program.as_bytes())
             })
             .count()
+    }
+}
+
+/// A test that fails shows what there was.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.both_hosts());
+        }
     }
 }
 
