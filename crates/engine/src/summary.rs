@@ -238,7 +238,7 @@ mod tests {
                 build_us: 11_000,
                 ..Default::default()
             },
-            bulk_bytes: 411_900_000,
+            bulk_bytes: 412_000_000,
             state_bytes: 100_000,
             memory_bytes: 400_000_000,
             rounds: vec![
