@@ -14,6 +14,7 @@ pub mod fact;
 mod ledger;
 pub mod migration;
 pub mod pages;
+pub mod postcopy;
 mod progress;
 pub mod strategy;
 pub mod switchover;

@@ -198,6 +198,49 @@ impl PageSet {
         }
     }
 
+    /// The first run at or after `from`, cut at `pages_max` pages. Unlike [`PageSet::runs_from`], which joins a run over
+    /// as many chunks as it has, it looks no further than it must, so that taking a long run in small pieces stays linear.
+    /// Adds to `steps` what it cost: each step looks at two chunks at most.
+    pub(crate) fn run_at_or_after(&self, from: u64, pages_max: u64, steps: &mut u64) -> Option<(u64, u64)> {
+        let mut pieces = self.runs_from(from);
+        *steps += 1;
+        let (first, mut count) = pieces.piece()?;
+        while count < pages_max {
+            *steps += 1;
+            match pieces.piece() {
+                Some((next, more)) if next == first + count => count += more,
+                _ => break,
+            }
+        }
+        Some((first, count.min(pages_max)))
+    }
+
+    /// The last `pages_max` pages, or fewer, of the run that ends with the last page before `before`. The counterpart
+    /// of [`PageSet::run_at_or_after`]; each step looks at one chunk.
+    pub(crate) fn run_before(&self, before: u64, pages_max: u64, steps: &mut u64) -> Option<(u64, u64)> {
+        let mut found: Option<(u64, u64)> = None;
+        for (&chunk, held) in self.chunks.range(..=before / CHUNK_PAGES).rev() {
+            *steps += 1;
+            let base = chunk * CHUNK_PAGES;
+            let piece = run_back_in(held.bits(), (before - base).min(CHUNK_PAGES));
+            found = match (found, piece) {
+                (None, piece) => piece.map(|(from, to)| (base + from, base + to)),
+                (Some((first, end)), Some((from, to))) if base + to == first => Some((base + from, end)),
+                (known, _) => {
+                    found = known;
+                    break;
+                }
+            };
+            if found.is_some_and(|(first, end)| first > base || end - first >= pages_max) {
+                break;
+            }
+        }
+        found.map(|(first, end)| {
+            let count = (end - first).min(pages_max);
+            (end - count, count)
+        })
+    }
+
     /// Replaces the bits of every chunk by what `new` makes of them, which must be a subset.
     fn keep(&mut self, new: impl Fn(u64, &Bits) -> Bits) {
         let len = &mut self.len;
@@ -306,6 +349,27 @@ fn find(at: u64, word: impl Fn(usize) -> u64) -> Option<u64> {
         let hidden = if i == begin { !(u64::MAX << (at % 64)) } else { 0 };
         let bits = word(i) & !hidden;
         (bits != 0).then(|| i as u64 * 64 + u64::from(bits.trailing_zeros()))
+    })
+}
+
+/// The last run of ones below bit `to`.
+fn run_back_in(bits: &Bits, to: u64) -> Option<(u64, u64)> {
+    let last = find_back(to, |word| bits[word])?;
+    let from = find_back(last, |word| !bits[word]).map_or(0, |zero| zero + 1);
+    Some((from, last + 1))
+}
+
+/// The last one below bit `to`.
+fn find_back(to: u64, word: impl Fn(usize) -> u64) -> Option<u64> {
+    let last = to.checked_sub(1)?;
+    (0..=(last / 64) as usize).rev().find_map(|i| {
+        let seen = if i == (last / 64) as usize {
+            u64::MAX >> (63 - last % 64)
+        } else {
+            u64::MAX
+        };
+        let bits = word(i) & seen;
+        (bits != 0).then(|| i as u64 * 64 + 63 - u64::from(bits.leading_zeros()))
     })
 }
 
@@ -427,6 +491,15 @@ impl Pages {
         batch
     }
 
+    /// The first run at or after the position `from`, cut at `pages_max` pages; see [`PageSet::run_at_or_after`].
+    pub(crate) fn run_at_or_after(&self, from: Page, pages_max: u64, steps: &mut u64) -> Option<PageRun> {
+        self.spaces.range(from.space..).find_map(|(&space, set)| {
+            let begin = if space == from.space { from.number } else { 0 };
+            set.run_at_or_after(begin, pages_max, steps)
+                .map(|(first, count)| PageRun { space, first, count })
+        })
+    }
+
     /// Changes one space's set, and forgets a space that has no pages left, so that equal sets compare equal.
     fn change(&mut self, space: SpaceId, change: impl FnOnce(&mut PageSet)) {
         if let btree_map::Entry::Occupied(mut entry) = self.spaces.entry(space) {
@@ -516,6 +589,29 @@ mod tests {
             }
             prop_assert_eq!(seen.iter().map(|r| r.count).sum::<u64>(), pages.len());
             prop_assert_eq!(model(&seen), model(&runs));
+        }
+
+        #[test]
+        fn the_next_run_either_way_is_that_of_the_set(
+            runs in prop::collection::vec(run(), 0..8), at in 0u64..3500, pages_max in 1u64..1500,
+        ) {
+            let pages = Pages::from_runs(&runs).unwrap();
+            let space = SpaceId(1);
+            let has = |number: u64| pages.contains(Page { space, number });
+            let mut steps = 0;
+            let above = pages.space(space).and_then(|set| set.run_at_or_after(at, pages_max, &mut steps));
+            let below = pages.space(space).and_then(|set| set.run_before(at, pages_max, &mut steps));
+            let up = (at..5000).find(|&n| has(n)).map(|first| {
+                let end = (first..).find(|&n| !has(n) || n == first + pages_max).unwrap();
+                (first, end - first)
+            });
+            let down = (0..at).rev().find(|&n| has(n)).map(|last| {
+                let first = (0..=last).rev().take(pages_max as usize).take_while(|&n| has(n)).last().unwrap();
+                (first, last + 1 - first)
+            });
+            prop_assert_eq!((above, below), (up, down));
+            // Not more than the chunks that the answer lies in, and those beside them.
+            prop_assert!(steps <= 2 * (2 + 2 + pages_max / CHUNK_PAGES), "{} steps", steps);
         }
 
         #[test]
