@@ -69,14 +69,14 @@ impl Ledger {
     }
 
     /// The workload is frozen and exactly `present` exists: what is owed from now on is final. Returns what the
-    /// destination has to forget.
-    pub fn frozen(&mut self, present: &Pages) -> Vec<PageRun> {
+    /// destination has to forget: what it has of its own and the source has not, and, if what is owed is to arrive
+    /// `after_start`, the older copies of that, too. A page that is there is not faulted for, so the workload would read it.
+    pub fn frozen(&mut self, present: &Pages, after_start: bool) -> Vec<PageRun> {
         self.owed = present.clone();
         self.owed.subtract(&self.copied);
-        let mut drop = core::mem::take(&mut self.touched);
-        drop.subtract(present);
         self.copied.intersect_with(present);
-        self.touched = self.copied.clone();
+        let mut drop = core::mem::replace(&mut self.touched, self.copied.clone());
+        drop.subtract(if after_start { &self.copied } else { present });
         drop.runs().collect()
     }
 }
@@ -119,11 +119,23 @@ mod tests {
         scan(&mut ledger, &[run(2, 2)], &[]);
         // 2 written and there; 3 written and gone; 4 gone; 9 never read; 20 appeared without having been seen.
         let present = Pages::from_runs(&[run(0, 3), run(5, 5), run(20, 1)]).unwrap();
-        assert_eq!(ledger.frozen(&present), [run(3, 2)]);
+        assert_eq!(ledger.frozen(&present, false), [run(3, 2)]);
         assert_eq!(
             ledger.owed().runs().collect::<Vec<_>>(),
             [run(2, 1), run(9, 1), run(20, 1)]
         );
+    }
+
+    #[test]
+    fn what_arrives_after_the_start_must_not_find_an_older_copy_of_itself() {
+        let mut ledger = Ledger::default();
+        scan(&mut ledger, &[run(0, 10)], &[]);
+        ledger.sent(&[run(0, 8)], &Sent::default()).unwrap();
+        scan(&mut ledger, &[run(2, 2)], &[]);
+        // 2 and 3 were copied and written again, 5 is gone, 8 and 9 never went.
+        let present = Pages::from_runs(&[run(0, 5), run(6, 4)]).unwrap();
+        assert_eq!(ledger.frozen(&present, true), [run(2, 2), run(5, 1)]);
+        assert_eq!(ledger.owed().runs().collect::<Vec<_>>(), [run(2, 2), run(8, 2)]);
     }
 
     #[test]
@@ -133,7 +145,7 @@ mod tests {
         ledger.sent(&[run(0, 4)], &Sent::default()).unwrap();
         scan(&mut ledger, &[run(6, 1)], &[run(0, u64::MAX)]);
         assert_eq!(ledger.owed().runs().collect::<Vec<_>>(), [run(6, 1)]);
-        assert_eq!(ledger.frozen(&Pages::from_runs(&[run(6, 1)]).unwrap()), []);
+        assert_eq!(ledger.frozen(&Pages::from_runs(&[run(6, 1)]).unwrap(), false), []);
         assert_eq!(ledger.owed().len(), 1);
     }
 

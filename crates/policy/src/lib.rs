@@ -22,4 +22,4 @@ pub mod switchover;
 pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
 pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};
 pub use progress::{Phase, Progress, Round};
-pub use strategy::{PreCopy, StopCopy, StopReason, Strategy};
+pub use strategy::{Hybrid, Passes, PostCopy, PreCopy, StopCopy, StopReason, Strategy};

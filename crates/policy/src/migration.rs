@@ -6,6 +6,9 @@
 //! ```
 //!
 //! The state is captured before the last scan, because capturing may write in the workload's memory.
+//!
+//! A strategy that leaves a residue (post-copy, hybrid) sends no last pages: after the last scan come the drops and
+//! `HandOver`, and [`Migration::residual`] names what is to follow. A [`crate::postcopy::Residual`] decides how.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -146,7 +149,8 @@ pub enum Order {
         /// Look again before sending, and leave out what was written meanwhile (never once frozen).
         skip_rewritten: bool,
     },
-    /// The destination forgets these pages. Travels in order with the pages; no answer, so it is ordered once.
+    /// The destination forgets these pages: they are gone, or they are older copies of residual pages, which have to
+    /// fault. Travels in order with the pages; no answer, so it is ordered once.
     Drop {
         /// What to forget.
         runs: Vec<PageRun>,
@@ -162,7 +166,7 @@ pub enum Order {
         /// Time since the migration began.
         until: Duration,
     },
-    /// Nothing is owed any more: hand over.
+    /// Nothing is owed any more, or what is owed follows afterwards ([`Migration::residual`]): hand over.
     HandOver,
 }
 
@@ -258,6 +262,8 @@ pub struct Migration {
     sending: Sending,
     /// Not ordered yet.
     drops: Vec<PageRun>,
+    /// What is left for the time after the switch-over; known from the last scan on.
+    residual: Pages,
     rounds: Vec<Round>,
     scanned_at: Option<Duration>,
     /// The bandwidth limit forbids to send before.
@@ -275,6 +281,10 @@ impl Migration {
     /// A migration by `strategy` that begins at time zero.
     pub fn new(strategy: Box<dyn Strategy>, limits: Limits, hints: Hints) -> Self {
         let live = strategy.is_live();
+        let at_once = match strategy.leaves_residue() {
+            true => StopReason::Residue,
+            false => StopReason::StopCopy,
+        };
         Migration {
             strategy,
             limits,
@@ -286,13 +296,14 @@ impl Migration {
             phase: if live { Phase::Scan } else { Phase::Freeze },
             sending: Sending::default(),
             drops: Vec::new(),
+            residual: Pages::new(),
             rounds: Vec::new(),
             scanned_at: None,
             send_from: Duration::ZERO,
             memory_pages: hints.memory_pages,
             sent: Counts::default(),
             wire_bytes: 0,
-            stop_reason: (!live).then_some(StopReason::StopCopy),
+            stop_reason: (!live).then_some(at_once),
         }
     }
 
@@ -309,6 +320,12 @@ impl Migration {
     /// Why the workload was frozen; `None` before.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.stop_reason
+    }
+
+    /// What the destination will still lack when it starts, once [`Order::HandOver`] was given. Empty before that, and
+    /// always for a strategy that leaves no residue.
+    pub fn residual(&self) -> &Pages {
+        &self.residual
     }
 
     /// The rounds that are over; the last pages are the last of them.
@@ -581,10 +598,17 @@ impl Migration {
         let present = Pages::from_runs(present)?;
         let written = Pages::from_runs(&scan.written)?;
         self.take_scan(now, scan, &written);
-        self.drops = self.ledger.frozen(&present);
+        let leaves_residue = self.strategy.leaves_residue();
+        self.drops = self.ledger.frozen(&present, leaves_residue);
         self.memory_pages = self.memory_pages.max(present.len());
         let last = self.ledger.owed().clone();
-        self.begin_round(now, last, true);
+        if leaves_residue {
+            self.residual = last;
+            self.sending.pages = Pages::new();
+            self.phase = Phase::LastPages;
+        } else {
+            self.begin_round(now, last, true);
+        }
         Ok(())
     }
 
@@ -597,8 +621,14 @@ impl Migration {
         }
     }
 
+    /// What is owed counts only if it has to travel while the workload is frozen.
     fn predicted_downtime(&self, owed_pages: u64) -> Option<Duration> {
-        let bytes = bytes_of(owed_pages).saturating_add(self.hints.state_bytes);
+        let last_pages = if self.strategy.leaves_residue() {
+            0
+        } else {
+            owed_pages
+        };
+        let bytes = bytes_of(last_pages).saturating_add(self.hints.state_bytes);
         self.bandwidth()
             .map(|rate| time_for(bytes, rate).saturating_add(self.hints.fixed_cost))
     }

@@ -10,8 +10,8 @@ use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, prop_oneof, prop
 use proptest::strategy::Strategy as Values;
 use whimbrel_policy::fact::{Expiry, Fact, Knowledge};
 use whimbrel_policy::{
-    Event, Hints, Limits, Migration, MigrationError, Order, Page, PageRun, Phase, PreCopy, Scan, Sent,
-    SpaceId, StopCopy, StopReason, Strategy, PAGE_SIZE,
+    Event, Hints, Hybrid, Limits, Migration, MigrationError, Order, Page, PageRun, Passes, Phase, PostCopy,
+    PreCopy, Scan, Sent, SpaceId, StopCopy, StopReason, Strategy, PAGE_SIZE,
 };
 
 const SPACES: u64 = 2;
@@ -241,6 +241,15 @@ impl Engine {
         both.filter(|(_, here, there)| here != there).collect()
     }
 
+    /// The residue follows: the destination must have nothing in its place, since it would never ask for it.
+    fn residue_arrives(&mut self) {
+        let residue: Vec<PageRun> = self.migration.residual().runs().collect();
+        for page in pages_of(&residue) {
+            let older = self.destination.insert(page, self.memory.present[&page]);
+            assert_eq!(older, None, "{page:?} is there in an older version");
+        }
+    }
+
     fn obey(&mut self, order: Order) {
         let event = match order {
             Order::Scan => self.scan(),
@@ -457,6 +466,50 @@ proptest! {
     }
 
     #[test]
+    fn postcopy_sends_nothing_before_the_start_and_everything_is_residue(habits in habits(), limits in limits()) {
+        let mut engine = Engine::new(habits, migration(PostCopy, limits), 100_000_000);
+        engine.run();
+        prop_assert_eq!(&engine.orders, &["freeze", "capture", "scan last"]);
+        prop_assert_eq!(engine.migration.rounds().len(), 0);
+        prop_assert!(engine.destination.is_empty());
+        prop_assert_eq!(engine.migration.stop_reason(), Some(StopReason::Residue));
+        engine.residue_arrives();
+        prop_assert_eq!(engine.differences(), vec![]);
+    }
+
+    #[test]
+    fn hybrid_and_its_residue_bring_every_page_and_keep_the_limits(
+        habits in habits(), limits in limits(), passes in prop::option::of(0u32..5), mb in 1u64..2000,
+    ) {
+        let passes = passes.map_or(Passes::WhileProgress, Passes::Exactly);
+        let mut engine = Engine::new(habits, migration(Hybrid::new(passes), limits), mb * 1_000_000);
+        engine.run();
+        check_limits(&engine, &limits);
+        let rounds = engine.migration.rounds();
+        prop_assert!(rounds.iter().all(|round| !round.frozen), "no last pages");
+        if let Passes::Exactly(passes) = passes {
+            prop_assert!(rounds.len() as u32 <= passes);
+        }
+        engine.residue_arrives();
+        prop_assert_eq!(engine.differences(), vec![]);
+    }
+
+    #[test]
+    fn without_limits_hybrid_still_ends_while_it_makes_progress(habits in habits(), mb in 1u64..100) {
+        let limits = Limits {
+            downtime_max: Duration::ZERO,
+            rounds_max: u32::MAX,
+            traffic_percent_max: u32::MAX,
+            bandwidth_max: None,
+        };
+        let strategy = Hybrid::new(Passes::WhileProgress);
+        let mut engine = Engine::new(habits, migration(strategy, limits), mb * 1_000_000);
+        engine.run();
+        let stop = engine.migration.stop_reason();
+        prop_assert!(matches!(stop, Some(StopReason::Residue | StopReason::NothingDirty)), "{:?}", stop);
+    }
+
+    #[test]
     fn without_limits_precopy_still_ends(habits in habits(), mb in 1u64..100) {
         let limits = Limits {
             downtime_max: Duration::ZERO,
@@ -657,6 +710,36 @@ fn an_empty_workload_is_handed_over_without_a_page() {
     .unwrap();
     assert_eq!(m.poll(ms(0)), Order::HandOver);
     assert_eq!(m.stop_reason(), Some(StopReason::NothingDirty));
+}
+
+#[test]
+fn hybrid_hands_over_after_a_pass_and_has_older_copies_dropped() {
+    let mut m = migration(Hybrid::default(), Limits::default());
+    m.handle(ms(0), written(&[run(0, 10)])).unwrap();
+    assert!(matches!(m.poll(ms(0)), Order::Send { .. }));
+    m.handle(ms(1), sent(10 * PAGE_SIZE, 1)).unwrap();
+    m.handle(ms(2), written(&[run(3, 2)])).unwrap();
+    assert_eq!(m.stop_reason(), Some(StopReason::Residue));
+    // The residue does not travel while it is frozen: the state alone and the fixed cost.
+    let downtime = m.progress(ms(2)).predicted_downtime.unwrap();
+    assert_eq!(
+        downtime,
+        ms(20) + Duration::from_secs_f64((512 << 10) as f64 / (10_000.0 * PAGE_SIZE as f64))
+    );
+    freeze(&mut m);
+    assert!(m.residual().is_empty(), "not known yet");
+    // 4 was written, 12 appeared, 9 is gone.
+    let last = Scan {
+        written: vec![run(4, 1)],
+        present: Some(vec![run(0, 9), run(12, 1)]),
+        ..Scan::default()
+    };
+    m.handle(ms(3), Event::Scanned(last)).unwrap();
+    let runs = vec![run(3, 2), run(9, 1)];
+    assert_eq!(m.poll(ms(3)), Order::Drop { runs });
+    assert_eq!(m.poll(ms(3)), Order::HandOver);
+    assert_eq!(m.residual().runs().collect::<Vec<_>>(), [run(3, 2), run(12, 1)]);
+    assert_eq!((m.rounds().len(), m.progress(ms(3)).owed_pages), (1, 3));
 }
 
 #[test]

@@ -6,9 +6,13 @@ use core::time::Duration;
 use crate::migration::Limits;
 use crate::pages::PAGE_SIZE;
 
+mod hybrid;
+mod postcopy;
 mod precopy;
 mod stopcopy;
 
+pub use hybrid::{Hybrid, Passes};
+pub use postcopy::PostCopy;
 pub use precopy::PreCopy;
 pub use stopcopy::StopCopy;
 
@@ -63,6 +67,8 @@ pub enum StopReason {
     Traffic,
     /// Further rounds would not make the rest smaller.
     NoProgress,
+    /// The strategy leaves what is owed for the time after the switch-over.
+    Residue,
 }
 
 impl fmt::Display for StopReason {
@@ -74,6 +80,7 @@ impl fmt::Display for StopReason {
             StopReason::Rounds => "the limit on rounds was reached",
             StopReason::Traffic => "the limit on traffic was reached",
             StopReason::NoProgress => "the workload writes as fast as rounds can send",
+            StopReason::Residue => "the rest follows after the switch-over, as asked",
         })
     }
 }
@@ -94,6 +101,12 @@ pub trait Strategy: fmt::Debug + Send {
 
     /// Whether pages are tracked and sent while the workload runs. If not, it is frozen first and never asked.
     fn is_live(&self) -> bool;
+
+    /// Whether what is owed at the switch-over follows after it ([`crate::postcopy`]). If not, it is sent while the
+    /// workload is frozen.
+    fn leaves_residue(&self) -> bool {
+        false
+    }
 
     /// Another round, or freeze?
     fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision;

@@ -27,7 +27,7 @@ pub struct PreCopy {
 
 impl PreCopy {
     /// Remembers how this round compares.
-    fn note(&mut self, owed_pages: u64) {
+    pub(super) fn note(&mut self, owed_pages: u64) {
         let helped = match self.smallest {
             Some(smallest) => u128::from(owed_pages) * 100 <= u128::from(smallest) * PROGRESS_PERCENT,
             None => true,
@@ -37,6 +37,11 @@ impl PreCopy {
             self.smallest
                 .map_or(owed_pages, |smallest| smallest.min(owed_pages)),
         );
+    }
+
+    /// Rounds in a row, up to the last one noted, that did not help.
+    pub(super) fn stalled_rounds(&self) -> u32 {
+        self.stalled
     }
 }
 
@@ -60,7 +65,7 @@ impl Strategy for PreCopy {
             Decision::Freeze(StopReason::PredictedDowntime)
         } else if let Some(limit) = facts.limit_reached() {
             Decision::Freeze(limit)
-        } else if self.stalled >= STALLED_ROUNDS_MAX {
+        } else if self.stalled_rounds() >= STALLED_ROUNDS_MAX {
             Decision::Freeze(StopReason::NoProgress)
         } else {
             Decision::Round
