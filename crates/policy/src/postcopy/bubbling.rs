@@ -434,25 +434,27 @@ mod tests {
         }
     }
 
-    /// The same count on a memory in which a fault is followed by a piece, everywhere, as long as there are pages.
+    /// The same count on a memory of a gigabyte, with faults all over it: after each piece, and hardly any.
     #[test]
-    fn faults_all_over_a_large_memory_cost_no_more_than_pages() {
-        let pages: u64 = 1 << 18;
-        let mut unsent = unsent(&[run(0, 0, pages)]);
-        let mut bubbling = Bubbling::default();
-        let (mut faults, mut at) = (0u64, 1u64);
-        while !unsent.is_empty() {
-            at = at
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            bubbling.fault(ThreadId((at >> 60) as u32), page(0, (at >> 20) % pages));
-            faults += 1;
-            bubbling.next(&mut unsent, 4);
+    fn a_large_memory_costs_no_more_for_a_page() {
+        for pieces_per_fault in [1, 5000] {
+            let pages: u64 = 1 << 18;
+            let mut unsent = unsent(&[run(0, 0, pages)]);
+            let mut bubbling = Bubbling::default();
+            let (mut pieces, mut faults, mut random) = (0u64, 0u64, 1u64);
+            while !unsent.is_empty() {
+                if pieces % pieces_per_fault == 0 {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    bubbling.fault(ThreadId((random >> 60) as u32), page(0, (random >> 20) % pages));
+                    faults += 1;
+                }
+                bubbling.next(&mut unsent, 4);
+                pieces += 1;
+            }
+            let steps = unsent.steps();
+            assert!(steps <= 4 * pages + 4 * faults, "{steps} steps, {faults} faults");
         }
-        assert!(
-            unsent.steps() <= 4 * pages + 4 * faults,
-            "{} steps, {faults} faults",
-            unsent.steps()
-        );
     }
 }

@@ -275,10 +275,8 @@ impl Pace {
         let sending = mark.sent_at.saturating_sub(mark.acked_sent_at);
         let bytes = self.delivered - mark.delivered;
         let rate = (bytes as f64 / acking.max(sending).as_secs_f64().max(1e-9)) as u64;
-        // Idle samples are too low, not too high: a larger one is true.
-        if !mark.idle || rate > self.rate.get() {
-            self.rate.now = self.rate.now.max(rate);
-        }
+        // Idle samples are too low, not too high: they take nothing away from a maximum.
+        self.rate.now = self.rate.now.max(rate);
         self.round.rate = self.round.rate.max(rate);
         self.round.idle |= mark.idle;
     }
