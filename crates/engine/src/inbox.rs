@@ -14,7 +14,7 @@ use crate::link::Event;
 /// The longest time that one answer may take while the peer is alive: it may have to hash gigabytes of files.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How long a broken bulk stream waits for the reason, which comes on the control stream.
-const REASON_MAX: Duration = Duration::from_millis(500);
+const REASON_MAX: Duration = Duration::from_secs(2);
 
 /// Messages that are kept until somebody waits for them.
 const EARLY_MAX: usize = 8;
