@@ -81,7 +81,7 @@ pub trait Workload {
         failed: &mut Vec<PageRun>,
     ) -> Result<(), Self::Error>;
 
-    /// Reads what [`Workload::freeze`] will need and what can be had while the workload runs. Called right before it, and
+    /// Reads and makes what [`Workload::freeze`] and `hold` will need and what can be had while the workload runs. Called right before, and
     /// no part of the downtime.
     fn make_ready(&mut self) -> Result<(), Self::Error> {
         Ok(())

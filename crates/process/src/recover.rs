@@ -108,7 +108,8 @@ pub(crate) fn end(resources: &SourceResources) -> std::result::Result<(), Source
             let group = Group::at(&resources.group);
             source::kill(resources.process, || Ok(group.thaw()?))?;
             if resources.group.exists() {
-                group.remove()?;
+                // What the process has left behind in it (a daemon of its own) goes back.
+                group.dismiss()?;
             }
         }
     }

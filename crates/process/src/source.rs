@@ -133,6 +133,8 @@ pub struct ProcessWorkload {
     frozen: Option<Frozen>,
     /// Mappings that were lost between the last scan and the freeze.
     lost: Vec<PageRun>,
+    /// It may be in a group made for the migration.
+    grouped: bool,
     held: bool,
     released: bool,
     log_from: u64,
@@ -191,6 +193,7 @@ impl ProcessWorkload {
             prefetch: None,
             frozen: None,
             lost: Vec::new(),
+            grouped: false,
             held: false,
             released: false,
             log_from: 0,
@@ -384,6 +387,25 @@ impl ProcessWorkload {
         Ok(())
     }
 
+    /// The group of [`Workload::hold`], made while the workload runs: moving a process takes the kernel up to 20 ms. Its path
+    /// is journalled from the beginning.
+    fn join_group(&mut self) -> Result<()> {
+        if self.resources.own_group && !std::mem::replace(&mut self.grouped, true) {
+            let group = Group::at(&self.resources.group);
+            group.create()?;
+            group.add(self.pid)?;
+        }
+        Ok(())
+    }
+
+    /// It runs, and is where it was before: the reverse of [`Self::join_group`] and of [`Workload::hold`].
+    fn leave_group(&mut self) -> Result<()> {
+        if self.grouped || self.held {
+            recover::thaw(&self.resources)?;
+        }
+        Ok(())
+    }
+
     fn kill_tracees(&self, stopped: Stopped) -> Result<()> {
         whimbrel_kernel::namespace::kill(self.pid);
         // The freezer of cgroup version 1 keeps killed processes frozen.
@@ -572,6 +594,7 @@ impl Workload for ProcessWorkload {
         let prefetch = Prefetch::read(self.pid)?;
         self.resources.sockets = prefetch.sockets.clone();
         self.prefetch = Some(prefetch);
+        self.join_group()?;
         self.refresh_flags()
     }
 
@@ -663,13 +686,8 @@ impl Workload for ProcessWorkload {
     }
 
     fn hold(&mut self) -> Result<()> {
-        let group = Group::at(&self.resources.group);
-        if self.resources.own_group {
-            group.create()?;
-            group.add(self.pid)?;
-        }
         self.held = true;
-        Ok(group.freeze()?)
+        Ok(Group::at(&self.resources.group).freeze()?)
     }
 
     fn release(&mut self, outcome: Outcome) -> Result<()> {
@@ -679,9 +697,7 @@ impl Workload for ProcessWorkload {
         match outcome {
             Outcome::Stays => {
                 let running = self.unfreeze();
-                if self.held {
-                    recover::thaw(&self.resources)?;
-                }
+                self.leave_group()?;
                 self.tracker.disarm();
                 self.objects.clear();
                 running
@@ -702,6 +718,7 @@ impl Drop for ProcessWorkload {
     fn drop(&mut self) {
         if !self.released && !self.held {
             let _ = self.unfreeze();
+            let _ = self.leave_group();
         }
     }
 }

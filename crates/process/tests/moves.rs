@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use common::Program;
 use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{Mode, Outcome, Recover, Replica, Workload};
+use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::{maps, proc};
 use whimbrel_policy::{Pages, Scan, PAGE_SIZE};
 use whimbrel_process::container::{self, Entry, Options, Phase, Registry};
@@ -288,6 +289,48 @@ fn after_a_failure_the_source_runs_on_with_nothing_of_ours_in_it() {
             assert!(last.ends_with("huge 64 of 64"), "{last}");
         }
     }
+}
+
+#[test]
+fn a_workload_that_was_made_ready_leaves_its_group_again() {
+    let program = Program::start("machinery", &["ready"]);
+    let group = || proc::text(program.pid(), "cgroup").unwrap();
+    let before = group();
+    let ends: [fn(ProcessWorkload, Vec<u8>); 3] = [
+        |mut source, _| source.release(Outcome::Stays).unwrap(),
+        |source, _| drop(source),
+        // As a controller that dies now: the journal was written before the group was made.
+        |source, journal| {
+            std::mem::forget(source);
+            ProcessRecover.stays(&journal).unwrap();
+        },
+    ];
+    for end in ends {
+        let mut source = of(&program);
+        let journal = source.resources();
+        source.make_ready().unwrap();
+        assert!(group().contains("whimbrel-"), "{}", group());
+        end(source, journal);
+        assert_eq!(group(), before);
+        program.goes_on(1);
+    }
+}
+
+/// A daemon that the workload has made is in its group, but is not it.
+#[test]
+fn what_else_is_in_the_group_of_a_moved_workload_lives_on() {
+    let program = Program::start("machinery", &["daemon"]);
+    let mut source = of(&program);
+    source.make_ready().unwrap();
+    let below = Group::plan(program.pid(), "none").unwrap();
+    let group = below.path().parent().unwrap();
+    let mut daemon = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    Group::at(group).add(daemon.id() as i32).unwrap();
+    ProcessRecover.moved(&source.resources()).unwrap();
+    assert!(!group.exists());
+    assert!(daemon.try_wait().unwrap().is_none());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 /// The journals of both ends when their controllers die with the replica loaded and the source held: their tracees are let go,
