@@ -103,6 +103,12 @@ pub trait Workload {
 
     /// The end. After `Moved` the copy is gone; after `Stays` it runs. Idempotent.
     fn release(&mut self, outcome: Outcome) -> Result<(), Self::Error>;
+
+    /// What went wrong without harm to the workload since this was asked before, one sentence each. Asked for before the freeze and
+    /// after the release, so that nobody waits meanwhile.
+    fn warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The destination's side: exists from the first round, memory goes straight to its final place.

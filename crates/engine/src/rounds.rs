@@ -118,6 +118,9 @@ impl<W: Workload> Rounds<'_, '_, W> {
     fn freeze(&mut self) -> Result<()> {
         self.settle()?;
         self.workload.make_ready().map_err(Error::workload)?;
+        for warning in self.workload.warnings() {
+            self.timeline.observer.warning(&warning);
+        }
         self.begin(Phase::Freeze)?;
         self.tally.frozen = Some(Instant::now());
         let layout = self.workload.freeze().map_err(Error::workload)?;

@@ -353,6 +353,9 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
             moved.total_us = micros(self.source.timeline.elapsed());
             self.source.timeline.end();
         }
+        for warning in self.source.workload.warnings() {
+            self.warn(&warning);
+        }
         released
     }
 

@@ -4,10 +4,11 @@
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::error::{Error, Result};
 use crate::netlink::Mac;
+use crate::socket;
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86DD;
@@ -17,13 +18,65 @@ const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ICMPV6: u8 = 58;
 
+/// Announces from one interface. An announcement itself takes some microseconds; closing takes milliseconds (the kernel waits
+/// until no CPU uses the socket).
+#[derive(Debug)]
+pub struct Announcer {
+    socket: OwnedFd,
+    interface: u32,
+}
+
+impl Announcer {
+    /// For an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// CAP_NET_RAW is missing.
+    pub fn open(interface: u32) -> Result<Self> {
+        let socket = socket::create(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+        Ok(Self { socket, interface })
+    }
+
+    /// Announces `address` with `mac`, from any thread.
+    ///
+    /// # Errors
+    /// The interface is gone or switched off.
+    pub fn announce(&self, mac: Mac, address: IpAddr) -> Result<()> {
+        let frame = match address {
+            IpAddr::V4(address) => arp_frame(mac, address),
+            IpAddr::V6(address) => advertisement_frame(mac, address),
+        };
+        let sent = self.send(&frame);
+        sent.map_err(|e| Error::call(format!("announce the address {address}"), e))
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: an all-zero sockaddr_ll is a valid one.
+        let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = self.interface as i32;
+        to.sll_halen = 6;
+        to.sll_addr[..6].copy_from_slice(&frame[..6]);
+        // SAFETY: both pointers are valid for the lengths beside them.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                mem::size_of_val(&to) as libc::socklen_t,
+            )
+        };
+        match sent {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 /// Announces `address` with `mac` from the interface, in the calling thread's network namespace.
 pub fn announce(interface: u32, mac: Mac, address: IpAddr) -> Result<()> {
-    let frame = match address {
-        IpAddr::V4(address) => arp_frame(mac, address),
-        IpAddr::V6(address) => advertisement_frame(mac, address),
-    };
-    send(interface, &frame).map_err(|e| Error::call(format!("announce the address {address}"), e))
+    Announcer::open(interface)?.announce(mac, address)
 }
 
 /// An ARP request that asks for the sender's own address.
@@ -69,38 +122,6 @@ fn icmpv6_checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
-}
-
-fn send(interface: u32, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: socket takes no pointer; the descriptor is owned by nobody else.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    // SAFETY: an all-zero sockaddr_ll is a valid one.
-    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as u16;
-    to.sll_ifindex = interface as i32;
-    to.sll_halen = 6;
-    to.sll_addr[..6].copy_from_slice(&frame[..6]);
-    // SAFETY: both pointers are valid for the lengths beside them.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            mem::size_of_val(&to) as libc::socklen_t,
-        )
-    };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

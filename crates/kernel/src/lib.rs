@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod error;
 pub mod fd;
 pub mod features;
+pub mod frames;
 pub mod freezer;
 pub mod maps;
 pub mod memory;

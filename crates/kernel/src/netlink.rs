@@ -108,6 +108,7 @@ pub struct Veth<'a> {
 }
 
 /// A connection to the kernel's tables of one network namespace.
+#[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -540,4 +541,4 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use whimbrel_engine::Recover;
 use whimbrel_kernel::freezer::Group;
 
 use crate::capture;
-use crate::container;
+use crate::container::{self, Introduction};
 use crate::replica::ReplicaResources;
 use crate::source::{self, SourceError, SourceResources};
 use crate::state::FileId;
@@ -126,13 +126,19 @@ pub(crate) fn discard(resources: &ReplicaResources) -> Result<()> {
 
 /// Destination: it runs, is announced and listed. Idempotent.
 pub(crate) fn start(resources: &ReplicaResources) -> Result<()> {
-    wake(resources)?;
-    Ok(container::start(&resources.container)?)
+    // The workload waits, and what fails here is tried again when it runs.
+    let mut introduction = Introduction::prepare(&resources.container).ok().flatten();
+    wake(resources, introduction.as_mut())?;
+    Ok(container::note_started(&resources.container)?)
 }
 
-/// Destination: it runs. Idempotent. The network first, then its connections, then its threads.
-pub(crate) fn wake(resources: &ReplicaResources) -> Result<()> {
+/// Destination: it runs. Idempotent. The network first and where it is now, then its connections, then its threads.
+pub(crate) fn wake(resources: &ReplicaResources, introduction: Option<&mut Introduction>) -> Result<()> {
     container::unlock(&resources.container)?;
+    if let Some(introduction) = introduction {
+        // The neighbours are told again in any case, and who does that reports a failure.
+        let _ = introduction.make();
+    }
     if let Some(process) = resources.process.filter(|process| process.is_alive()) {
         capture::leave_repair(process.pid, &resources.repaired)?;
     }

@@ -20,7 +20,7 @@ use whimbrel_policy::PageRun;
 
 use crate::calls::Plan;
 use crate::capture::RepairedSocket;
-use crate::container::{self, log, Container, Identity};
+use crate::container::{self, log, Container, Identity, Introduction};
 use crate::layout::{
     difference, AdviceSet, Backing, Difference, Layout, LayoutError, Mapping, ObjectKind, SharedObject, Span,
 };
@@ -139,6 +139,8 @@ pub struct ProcessReplica {
     drops_ascend: bool,
     /// What [`Replica::load`] built. From then on no mapping changes: the stub has the workload's descriptors.
     loaded: Option<Loaded>,
+    /// Open from the beginning on, since it is needed when every microsecond counts. Without it the neighbours are told a little later.
+    introduction: Option<Introduction>,
 }
 
 /// The workload but for its last pages.
@@ -168,6 +170,7 @@ impl ProcessReplica {
             drops: Vec::new(),
             drops_ascend: true,
             loaded: None,
+            introduction: None,
         }
     }
 
@@ -200,6 +203,7 @@ impl ProcessReplica {
             carried: Vec::new(),
         };
         self.resources = Some(resources(&container, None));
+        self.introduction = Introduction::prepare(container.resources()).ok().flatten();
         log::append(&container.log_path(), &spec.log)?;
         let started = container.spawn_stub(process.pid)?;
         self.resources = Some(resources(&container, Some(Identity::of(started.pid)?)));
@@ -869,17 +873,17 @@ impl Replica for ProcessReplica {
 
     fn start(&mut self) -> Result<()> {
         match &self.resources {
-            Some(resources) => Ok(recover::wake(resources)?),
+            Some(resources) => Ok(recover::wake(resources, self.introduction.as_mut())?),
             None => Err(ReplicaError::Unfit("the replica was not loaded".into())),
         }
     }
 
     fn settle(&mut self) -> Result<()> {
+        self.introduction = None;
         let Some(resources) = &self.resources else {
             return Ok(());
         };
-        // What is done already is not done again; the rest is to tell neighbours and `ps`.
-        container::start(&resources.container)?;
+        container::note_started(&resources.container)?;
         container::announce_repeatedly(&resources.container)?;
         if let Some(process) = resources.process.filter(Identity::is_alive) {
             let spans: Vec<_> = self
@@ -899,6 +903,8 @@ impl Replica for ProcessReplica {
             let _ = stub.kill(|| drop(group.map(|group| group.thaw())));
         }
         self.objects.clear();
+        // It would keep the network namespace.
+        self.introduction = None;
         let ended = self.resources.as_ref().map_or(Ok(()), recover::discard);
         self.container = None;
         self.resources = None;

@@ -22,7 +22,7 @@ use whimbrel_policy::{PageRun, Scan, PAGE_SIZE};
 
 use crate::capture::{self, Captured, Input, Prefetch, RepairedSocket, RestartMemo};
 use crate::check::{self, CheckOptions};
-use crate::container::{self, log, ContainerSpec, Entry, Identity};
+use crate::container::{self, log, ContainerSpec, Entry, Frames, Identity};
 use crate::cpu::CpuFeatures;
 use crate::layout::{Layout, ObjectKind, ProcessLayout};
 use crate::objects::{ObjectError, Objects};
@@ -138,6 +138,9 @@ pub struct ProcessWorkload {
     held: bool,
     released: bool,
     log_from: u64,
+    /// What is sent to it while it is frozen; opened before.
+    frames: Option<Frames>,
+    warnings: Vec<String>,
 }
 
 /// What belongs to the freeze.
@@ -197,6 +200,8 @@ impl ProcessWorkload {
             held: false,
             released: false,
             log_from: 0,
+            frames: None,
+            warnings: Vec::new(),
         })
     }
 
@@ -379,6 +384,7 @@ impl ProcessWorkload {
             .container
             .as_ref()
             .map_or(Ok(()), container::unlock);
+        self.with_frames(Frames::deliver_here);
         let mended = capture::mend(&frozen.stopped, &mut self.memo);
         frozen.stopped.detach();
         awake?;
@@ -404,6 +410,38 @@ impl ProcessWorkload {
             recover::thaw(&self.resources)?;
         }
         Ok(())
+    }
+
+    /// Makes ready to catch what is sent to it while it is frozen.
+    fn open_frames(&mut self) {
+        let container = self
+            .resources
+            .container
+            .as_ref()
+            .filter(|_| self.frames.is_none());
+        match container.map_or(Ok(None), Frames::open) {
+            Ok(Some(frames)) => self.frames = Some(frames),
+            Ok(None) => {}
+            Err(error) => self.warn_of_frames(&error),
+        }
+    }
+
+    /// Does something with what is sent to it while it is frozen. That this fails is no reason to fail: the peers send it again.
+    fn with_frames<T>(&mut self, work: impl FnOnce(&Frames) -> container::Result<T>) {
+        if let Some(Err(error)) = self.frames.as_ref().map(work) {
+            self.warn_of_frames(&error);
+        }
+    }
+
+    fn warn_of_frames(&mut self, error: &container::Error) {
+        let warning = format!(
+            "clients that send to process {} while it is frozen must wait for their own timers: {error}",
+            self.pid
+        );
+        // It may be frozen again and again.
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     fn kill_tracees(&self, stopped: Stopped) -> Result<()> {
@@ -595,6 +633,7 @@ impl Workload for ProcessWorkload {
         self.resources.sockets = prefetch.sockets.clone();
         self.prefetch = Some(prefetch);
         self.join_group()?;
+        self.open_frames();
         self.refresh_flags()
     }
 
@@ -614,6 +653,7 @@ impl Workload for ProcessWorkload {
             repaired: Vec::new(),
         });
         // Threads first: what they have written is on its way, and nothing new comes.
+        self.with_frames(Frames::hold);
         if let Some(container) = &self.resources.container {
             if let Err(error) = container::lock(container) {
                 self.unfreeze()?;
@@ -703,13 +743,20 @@ impl Workload for ProcessWorkload {
                 running
             }
             Outcome::Moved => {
+                self.with_frames(Frames::forward);
                 // A traced thread is not gone before its tracer has seen its end.
                 if let Some(frozen) = self.frozen.take() {
                     self.kill_tracees(frozen.stopped)?;
                 }
-                Ok(recover::end(&self.resources)?)
+                let ended = recover::end(&self.resources);
+                self.with_frames(Frames::forward_late);
+                Ok(ended?)
             }
         }
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::announce::announce;
 use crate::namespace::{unshare, Kinds};
 
-const MAC: Mac = [0x02, 0, 0, 0, 0, 0x77];
+pub(crate) const MAC: Mac = [0x02, 0, 0, 0, 0, 0x77];
 
 /// A network namespace that goes with the test.
 fn namespace() -> OwnedFd {
@@ -19,15 +19,46 @@ fn namespace() -> OwnedFd {
     inside.join().unwrap()
 }
 
+/// Makes a guest's interface and joins it to the bridge.
+fn join(net: &mut Netlink, port: &str, guest: &OwnedFd, mac: Mac, addresses: [&str; 2]) -> u32 {
+    net.add_veth(&Veth {
+        name: port,
+        peer_name: "eth0",
+        peer_mac: mac,
+        peer_namespace: guest.as_fd(),
+        mtu: 1400,
+    })
+    .unwrap();
+    let port = net.link(port).unwrap().unwrap().index;
+    let bridge = net.link("br").unwrap().unwrap().index;
+    net.set_master(port, bridge).unwrap();
+    net.set_up(port, true).unwrap();
+    let mut inside = Netlink::open_in(guest.as_fd()).unwrap();
+    let eth = inside.link("eth0").unwrap().unwrap().index;
+    inside.set_up(eth, true).unwrap();
+    for (address, prefix) in addresses.into_iter().zip([24, 64]) {
+        inside.add_address(eth, address.parse().unwrap(), prefix).unwrap();
+    }
+    port
+}
+
+fn wait_operational(net: &mut Netlink, port: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !net.link(port).unwrap().unwrap().operational {
+        assert!(Instant::now() < deadline, "the port never came up");
+        thread::yield_now();
+    }
+}
+
 /// A host with a bridge at 10.9.0.1 and a guest at 10.9.0.2 joined to it.
-struct Pair {
-    host: OwnedFd,
-    guest: OwnedFd,
-    port: u32,
+pub(crate) struct Pair {
+    pub host: OwnedFd,
+    pub guest: OwnedFd,
+    pub port: u32,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (host, guest) = (namespace(), namespace());
         let mut net = Netlink::open_in(host.as_fd()).unwrap();
         net.add_bridge("br").unwrap();
@@ -35,36 +66,31 @@ impl Pair {
         net.set_up(bridge.index, true).unwrap();
         net.add_address(bridge.index, "10.9.0.1".parse().unwrap(), 24)
             .unwrap();
-        net.add_veth(&Veth {
-            name: "port",
-            peer_name: "eth0",
-            peer_mac: MAC,
-            peer_namespace: guest.as_fd(),
-            mtu: 1400,
-        })
-        .unwrap();
-        let port = net.link("port").unwrap().unwrap().index;
-        net.set_master(port, bridge.index).unwrap();
-        net.set_up(port, true).unwrap();
-        let mut inside = Netlink::open_in(guest.as_fd()).unwrap();
-        let eth = inside.link("eth0").unwrap().unwrap().index;
-        inside.set_up(eth, true).unwrap();
-        inside.add_address(eth, "10.9.0.2".parse().unwrap(), 24).unwrap();
-        inside.add_address(eth, "fd09::2".parse().unwrap(), 64).unwrap();
+        let port = join(&mut net, "port", &guest, MAC, ["10.9.0.2", "fd09::2"]);
         Self { host, guest, port }
     }
 
-    fn host(&self) -> Netlink {
+    pub fn host(&self) -> Netlink {
         Netlink::open_in(self.host.as_fd()).unwrap()
     }
 
-    fn wait_operational(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut net = self.host();
-        while !net.link("port").unwrap().unwrap().operational {
-            assert!(Instant::now() < deadline, "the port never came up");
-            thread::yield_now();
-        }
+    /// Another guest on the bridge, at 10.9.0.3.
+    pub fn add_neighbour(&self) -> OwnedFd {
+        let neighbour = namespace();
+        let mac = [0x02, 0, 0, 0, 0, 0x78];
+        join(
+            &mut self.host(),
+            "other",
+            &neighbour,
+            mac,
+            ["10.9.0.3", "fd09::3"],
+        );
+        wait_operational(&mut self.host(), "other");
+        neighbour
+    }
+
+    pub fn wait_operational(&self) {
+        wait_operational(&mut self.host(), "port");
     }
 
     /// Sends a datagram from the host to the guest; whether it arrives.

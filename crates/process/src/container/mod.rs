@@ -19,6 +19,7 @@
 mod clocks;
 mod control;
 mod create;
+mod frames;
 pub mod init;
 pub mod log;
 mod network;
@@ -31,9 +32,10 @@ use std::path::Path;
 
 pub use clocks::Clocks;
 pub use create::{Command, Container, Options, Plan, Started};
-pub use network::{announce, announce_repeatedly, lock, unlock, ANNOUNCE_PAUSES};
+pub use frames::Frames;
+pub use network::{announce, announce_repeatedly, lock, unlock, Introduction, ANNOUNCE_PAUSES};
 pub use registry::{Entry, Exit, Phase, Registry};
-pub use resources::{end, start, Identity, NetworkResources, Resources};
+pub use resources::{end, note_started, Identity, NetworkResources, Resources};
 pub use spec::{Address, ContainerSpec, NetworkSpec, Route};
 
 /// What can go wrong with a container: one sentence each.

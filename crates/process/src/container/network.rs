@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use whimbrel_kernel::announce;
+use whimbrel_kernel::announce::Announcer;
 use whimbrel_kernel::namespace::{self, in_network};
 use whimbrel_kernel::netlink::{InterfaceAddress, Link, Netlink, Port, RouteEntry, Veth};
 
@@ -161,7 +161,7 @@ fn furnish(spec: &NetworkSpec, inside: &mut Netlink) -> Result<()> {
     Ok(())
 }
 
-fn find(net: &mut Netlink, name: &str) -> Result<Link> {
+pub(super) fn find(net: &mut Netlink, name: &str) -> Result<Link> {
     net.link(name)?
         .ok_or_else(|| Error::refused(format!("the network interface {name} is gone")))
 }
@@ -214,39 +214,56 @@ pub fn unlock(resources: &Resources) -> Result<()> {
 
 /// Tells bridges and neighbours once that the workload's addresses are here now. To be repeated: frames get lost.
 pub fn announce(resources: &Resources) -> Result<()> {
-    inside(resources, |network, interface, _| tell(network, interface))
+    match Introduction::prepare(resources)? {
+        Some(introduction) => introduction.announce(),
+        None => Ok(()),
+    }
 }
 
-/// The first announcement after the network was cut off.
-pub(super) fn introduce(resources: &Resources) -> Result<()> {
-    inside(resources, |network, interface, net| {
-        let forgotten = net.forget_unresolved(interface);
-        tell(network, interface)?;
-        forgotten.map(drop)
-    })
+/// The first announcement of a workload that was cut off. It belongs before the source hears that the workload has started, so that
+/// what the source sends after it finds the way here; what it needs is opened before, since the workload waits.
+#[derive(Debug)]
+pub struct Introduction {
+    network: NetworkResources,
+    interface: u32,
+    net: Netlink,
+    announcer: Announcer,
 }
 
-fn tell(network: &NetworkResources, interface: u32) -> whimbrel_kernel::error::Result<()> {
-    network
-        .addresses
-        .iter()
-        .try_for_each(|address| announce::announce(interface, network.mac, address.ip))
-}
+impl Introduction {
+    /// `None` for a workload without a network of its own, or one that is gone.
+    pub fn prepare(resources: &Resources) -> Result<Option<Self>> {
+        let (Some(network), Some(init)) = (&resources.network, resources.init.filter(Identity::is_alive))
+        else {
+            return Ok(None);
+        };
+        let namespace = namespace::open(init.pid, "net")?;
+        in_network(namespace.as_fd(), || {
+            let mut net = Netlink::open()?;
+            let interface = find(&mut net, &network.interface)?.index;
+            Ok(Some(Self {
+                network: network.clone(),
+                interface,
+                net,
+                announcer: Announcer::open(interface)?,
+            }))
+        })?
+    }
 
-/// Does something with the interface of a workload that is alive and has one, in its network namespace.
-fn inside(
-    resources: &Resources,
-    work: impl FnOnce(&NetworkResources, u32, &mut Netlink) -> whimbrel_kernel::error::Result<()> + Send,
-) -> Result<()> {
-    let (Some(network), Some(init)) = (&resources.network, resources.init.filter(Identity::is_alive)) else {
-        return Ok(());
-    };
-    let namespace = namespace::open(init.pid, "net")?;
-    in_network(namespace.as_fd(), || {
-        let mut net = Netlink::open()?;
-        let interface = find(&mut net, &network.interface)?.index;
-        Ok(work(network, interface, &mut net)?)
-    })?
+    /// To be called when the network is open, and before anything is sent.
+    pub fn make(&mut self) -> Result<()> {
+        let forgotten = self.net.forget_unresolved(self.interface);
+        self.announce()?;
+        Ok(forgotten.map(drop)?)
+    }
+
+    fn announce(&self) -> Result<()> {
+        let addresses = &self.network.addresses;
+        let announced = addresses
+            .iter()
+            .try_for_each(|address| self.announcer.announce(self.network.mac, address.ip));
+        Ok(announced?)
+    }
 }
 
 /// Repeats [`announce`] while the neighbours may still be busy learning. Takes [`ANNOUNCE_PAUSES`] in all.

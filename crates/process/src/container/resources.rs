@@ -94,13 +94,10 @@ pub fn end(resources: &Resources) -> Result<()> {
     remove_directory(&resources.directory)
 }
 
-/// Lets a workload run that is complete in its container, frozen and cut off: opens its network, thaws it, tells its
-/// neighbours and lists it. Idempotent, and needs nothing of whoever built it.
-pub fn start(resources: &Resources) -> Result<()> {
-    network::unlock(resources)?;
-    Group::at(&resources.group).thaw()?;
-    // It runs: what fails from here on is no reason to say that it does not.
-    let announced = network::introduce(resources);
+/// Tells the neighbours of a workload that was started where it is now, and lists it as running here. Idempotent.
+pub fn note_started(resources: &Resources) -> Result<()> {
+    // It runs: what fails here is no reason to say that it does not, and no reason to leave the other undone.
+    let announced = network::announce(resources);
     let noted = registry::note_running(&resources.directory);
     announced.and(noted)
 }

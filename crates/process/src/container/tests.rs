@@ -9,6 +9,8 @@ use whimbrel_kernel::namespace::{unshare, Kinds};
 use whimbrel_kernel::netlink::{Netlink, Port};
 
 use super::*;
+use crate::recover;
+use crate::replica::ReplicaResources;
 
 /// A directory of workloads that goes with the test.
 struct Home {
@@ -277,12 +279,18 @@ fn a_frozen_workload_that_is_cut_off_runs_and_is_joined_after_its_start() {
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err());
     container.group().freeze().unwrap();
-    start(&resources).unwrap();
+    let arrived = ReplicaResources {
+        container: resources.clone(),
+        process: None,
+        repaired: Vec::new(),
+        carried: Vec::new(),
+    };
+    recover::start(&arrived).unwrap();
     assert_eq!(
         home.registry.get("joined").unwrap().unwrap().phase,
         Phase::Running
     );
-    start(&resources).unwrap();
+    recover::start(&arrived).unwrap();
     assert_eq!(net.link(&port).unwrap().unwrap().port, Some(Port::Forwarding));
     listener.set_nonblocking(false).unwrap();
     let (mut stream, from) = listener.accept().unwrap();
