@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use whimbrel_kernel::socket;
 use whimbrel_testbed::Host;
 
 use crate::rig::{ADDRESS, LONG};
@@ -50,6 +52,12 @@ impl Lines {
             )),
             _ => Ok(line.trim_end().to_string()),
         }
+    }
+
+    /// How many segments the client's kernel has sent again: `tcpi_total_retrans` of linux/tcp.h.
+    pub fn retransmitted(&self) -> u32 {
+        let info = socket::option(self.writer.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, 104).unwrap();
+        u32::from_ne_bytes(info[100..104].try_into().unwrap())
     }
 
     /// One HTTP request over this connection; gives the body.

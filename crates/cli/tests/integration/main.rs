@@ -6,6 +6,7 @@
 mod clients;
 mod errors;
 mod failure;
+mod frozen;
 mod hugepages;
 mod moves;
 mod rig;
