@@ -70,7 +70,11 @@ impl Workload for Memory {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
+    fn freeze(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn layout_frozen(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
         Ok(Some(Vec::new()))
     }
 

@@ -40,7 +40,7 @@ pub struct Scanned {
 /// What a capture gives.
 #[derive(Debug, Default)]
 pub struct Captured {
-    /// The layout if it has changed since [`Workload::freeze`] gave it (the workload may have had to run again for a moment).
+    /// The layout if it has changed since [`Workload::layout_frozen`] gave it (the workload may have had to run again for a moment).
     pub layout: Option<Vec<u8>>,
     /// The state beside the memory.
     pub state: Vec<u8>,
@@ -48,8 +48,8 @@ pub struct Captured {
 
 /// The source's side: something that runs and can be read, stopped and described.
 ///
-/// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `make_ready`, `freeze`, `capture`,
-/// `scan_frozen`, `read`, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
+/// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `make_ready`, `freeze`, `layout_frozen`,
+/// `capture`, `scan_frozen`, `read`, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
 /// leave the workload running, dirty bits and huge pages mended, with nothing of ours left in it.
 pub trait Workload {
     /// One sentence that says what, where and what to do.
@@ -87,9 +87,12 @@ pub trait Workload {
         Ok(())
     }
 
-    /// Stops every thread and the network of the workload. Frozen on success, running on failure. Gives the layout if it is
-    /// another than after the last scan, so that the destination can follow while the state is captured.
-    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Self::Error>;
+    /// Stops every thread and the network of the workload. Frozen on success, running on failure.
+    fn freeze(&mut self) -> Result<(), Self::Error>;
+
+    /// The layout if it is another than after the last scan, so that the destination can follow while the state is captured. Frozen
+    /// before and after, also on failure.
+    fn layout_frozen(&mut self) -> Result<Option<Vec<u8>>, Self::Error>;
 
     /// The state beside the memory. Frozen before and after, also on failure.
     fn capture(&mut self) -> Result<Captured, Self::Error>;

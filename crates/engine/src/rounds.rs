@@ -123,14 +123,15 @@ impl<W: Workload> Rounds<'_, '_, W> {
         }
         self.begin(Phase::Freeze)?;
         self.tally.frozen = Some(Instant::now());
-        let layout = self.workload.freeze().map_err(Error::workload)?;
-        self.send_layout(layout.as_deref())?;
+        self.workload.freeze().map_err(Error::workload)?;
         self.handle(Happened::Frozen)
     }
 
     /// The state goes out at once, so that the destination builds with it while the last pages are found.
     fn capture(&mut self) -> Result<()> {
         self.begin(Phase::Capture)?;
+        let layout = self.workload.layout_frozen().map_err(Error::workload)?;
+        self.send_layout(layout.as_deref())?;
         let Captured { layout, state } = self.workload.capture().map_err(Error::workload)?;
         self.send_layout(layout.as_deref())?;
         let state_bytes = state.len() as u64;

@@ -126,8 +126,11 @@ impl Workload for Tree {
         }
         Ok(())
     }
-    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
+    fn freeze(&mut self) -> Result<(), Infallible> {
         self.frozen = true;
+        Ok(())
+    }
+    fn layout_frozen(&mut self) -> Result<Option<Vec<u8>>, Infallible> {
         Ok(Some(self.layout()))
     }
     fn capture(&mut self) -> Result<Captured, Infallible> {
@@ -268,7 +271,8 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
             Order::ScanLast => scanned(workload.scan_frozen().unwrap(), replica),
             Order::Send { runs, skip_rewritten } => sent(workload, replica, &runs, skip_rewritten),
             Order::Freeze => {
-                if let Some(layout) = workload.freeze().unwrap() {
+                workload.freeze().unwrap();
+                if let Some(layout) = workload.layout_frozen().unwrap() {
                     replica.follow(&layout).unwrap();
                 }
                 Event::Frozen

@@ -76,6 +76,7 @@ fn a_failing_workload_stays_whatever_it_fails_in() {
         "rewritten",
         "read",
         "freeze",
+        "layout_frozen",
         "capture",
         "scan_frozen",
         "hold",

@@ -130,6 +130,8 @@ pub struct ProcessWorkload {
     memo: RestartMemo,
     /// Read before the freeze.
     prefetch: Option<Prefetch>,
+    /// For the network, if it has one of its own.
+    lock: Option<container::Lock>,
     frozen: Option<Frozen>,
     /// Mappings that were lost between the last scan and the freeze.
     lost: Vec<PageRun>,
@@ -194,6 +196,7 @@ impl ProcessWorkload {
             memory: MemFile::open(pid)?,
             memo: RestartMemo::default(),
             prefetch: None,
+            lock: None,
             frozen: None,
             lost: Vec::new(),
             grouped: false,
@@ -314,24 +317,6 @@ impl ProcessWorkload {
         Ok(Some(vmas))
     }
 
-    /// The layout of the frozen workload, if it is another than at the last scan.
-    fn frozen_layout(&mut self) -> Result<Option<Vec<u8>>> {
-        let frozen = self.frozen.as_mut();
-        let vmas = frozen.map_or(Vec::new(), |frozen| std::mem::take(&mut frozen.vmas));
-        let layout = self.survey(&vmas);
-        let kernel = kernel_mappings(self.pid, &vmas);
-        if let Some(frozen) = &mut self.frozen {
-            frozen.vmas = vmas;
-        }
-        if kernel? != self.kernel {
-            return Err(self.unfit("has moved its vdso during the migration: try again"));
-        }
-        let (lost, layout) = self.adopt(layout?);
-        self.lost.extend(lost);
-        self.note_carried();
-        Ok(layout)
-    }
-
     fn capture_once(&mut self) -> Result<State> {
         let pid = self.pid;
         let not_frozen = SourceError::Unfit {
@@ -408,6 +393,13 @@ impl ProcessWorkload {
     fn leave_group(&mut self) -> Result<()> {
         if self.grouped || self.held {
             recover::thaw(&self.resources)?;
+        }
+        Ok(())
+    }
+
+    fn prepare_lock(&mut self) -> Result<()> {
+        if let (None, Some(container)) = (&self.lock, &self.resources.container) {
+            self.lock = container::Lock::prepare(container)?;
         }
         Ok(())
     }
@@ -634,10 +626,11 @@ impl Workload for ProcessWorkload {
         self.prefetch = Some(prefetch);
         self.join_group()?;
         self.open_frames();
+        self.prepare_lock()?;
         self.refresh_flags()
     }
 
-    fn freeze(&mut self) -> Result<Option<Vec<u8>>> {
+    fn freeze(&mut self) -> Result<()> {
         if self.prefetch.is_none() {
             self.make_ready()?;
         }
@@ -654,17 +647,28 @@ impl Workload for ProcessWorkload {
         });
         // Threads first: what they have written is on its way, and nothing new comes.
         self.with_frames(Frames::hold);
-        if let Some(container) = &self.resources.container {
-            if let Err(error) = container::lock(container) {
-                self.unfreeze()?;
-                return Err(error.into());
-            }
-        }
-        let layout = self.frozen_layout();
-        if layout.is_err() {
+        if let Some(Err(error)) = self.lock.as_mut().map(container::Lock::close) {
             self.unfreeze()?;
+            return Err(error.into());
         }
-        layout
+        Ok(())
+    }
+
+    fn layout_frozen(&mut self) -> Result<Option<Vec<u8>>> {
+        let frozen = self.frozen.as_mut();
+        let vmas = frozen.map_or(Vec::new(), |frozen| std::mem::take(&mut frozen.vmas));
+        let layout = self.survey(&vmas);
+        let kernel = kernel_mappings(self.pid, &vmas);
+        if let Some(frozen) = &mut self.frozen {
+            frozen.vmas = vmas;
+        }
+        if kernel? != self.kernel {
+            return Err(self.unfit("has moved its vdso during the migration: try again"));
+        }
+        let (lost, layout) = self.adopt(layout?);
+        self.lost.extend(lost);
+        self.note_carried();
+        Ok(layout)
     }
 
     fn capture(&mut self) -> Result<CapturedState> {
@@ -684,7 +688,8 @@ impl Workload for ProcessWorkload {
                 Err(SourceError::Capture(error)) if error.is_transient() && attempt < CAPTURES_MAX => {
                     self.unfreeze()?;
                     std::thread::sleep(CAPTURE_PAUSE * attempt);
-                    layout = self.freeze()?.or(layout);
+                    self.freeze()?;
+                    layout = self.layout_frozen()?.or(layout);
                 }
                 Err(error) => return Err(error),
             }

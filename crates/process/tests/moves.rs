@@ -155,7 +155,8 @@ impl Move {
         let follow = |layout: Option<Vec<u8>>, replica: &mut ProcessReplica| {
             layout.iter().for_each(|layout| replica.follow(layout).unwrap());
         };
-        follow(source.freeze().unwrap(), replica);
+        source.freeze().unwrap();
+        follow(source.layout_frozen().unwrap(), replica);
         let Captured { layout, state } = source.capture().unwrap();
         follow(layout, replica);
         replica.load(&state).unwrap();

@@ -1,9 +1,9 @@
 //! What an application loses while its writes are tracked and nothing else happens.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const SCANS: u32 = 4;
 
 pub fn cost_to_the_application() {
     println!("a writer without pause, 512 MB of which it rewrites 64 MB; {TURNS} turns\n");
-    let writer = Writer::start("512", "64");
+    let mut writer = Writer::start("512", "64");
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         without.push(writer.rate(|| ()));
@@ -44,35 +44,30 @@ pub fn cost_to_the_application() {
 /// The program `writer`, and how many pages it has written.
 struct Writer {
     child: Child,
-    pages: Arc<AtomicU64>,
+    lines: BufReader<File>,
+    path: PathBuf,
 }
 
 impl Writer {
     fn start(megabytes: &str, hot: &str) -> Self {
+        // A file, since a pipe to us could not move along.
+        let path = std::env::temp_dir().join(format!("whimbrel-tracking-{}", std::process::id()));
+        let output = File::create(&path).unwrap();
+        let lines = BufReader::new(File::open(&path).unwrap());
         let mut command = Command::new(programs::c("writer").unwrap());
-        let mut child = command
+        let child = command
             .args([megabytes, hot])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(output)
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let pages = Arc::new(AtomicU64::new(0));
-        let told = Arc::clone(&pages);
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let last = line.rsplit(' ').next().and_then(|word| word.parse().ok());
-                told.store(last.unwrap_or(0), Ordering::Relaxed);
-            }
-        });
-        while pages.load(Ordering::Relaxed) == 0 {
-            thread::sleep(Duration::from_millis(100));
-        }
-        Self { child, pages }
+        let mut writer = Self { child, lines, path };
+        writer.next_line();
+        writer
     }
 
     /// Pages per second while `each_second` is called each second.
-    fn rate(&self, mut each_second: impl FnMut()) -> f64 {
+    fn rate(&mut self, mut each_second: impl FnMut()) -> f64 {
         let (begun, before) = self.next_line();
         for second in 1..=SCANS {
             thread::sleep(
@@ -85,15 +80,18 @@ impl Writer {
     }
 
     /// The moment at which a line arrives, and its number.
-    fn next_line(&self) -> (Instant, u64) {
-        let before = self.pages.load(Ordering::Relaxed);
-        loop {
-            let pages = self.pages.load(Ordering::Relaxed);
-            if pages != before {
-                return (Instant::now(), pages);
+    fn next_line(&mut self) -> (Instant, u64) {
+        let mut line = String::new();
+        // What has come before.
+        self.lines.read_to_string(&mut line).unwrap();
+        line.clear();
+        while !line.ends_with('\n') {
+            if self.lines.read_line(&mut line).unwrap() == 0 {
+                thread::sleep(Duration::from_micros(100));
             }
-            thread::sleep(Duration::from_micros(100));
         }
+        let last = line.trim_end().rsplit(' ').next();
+        (Instant::now(), last.unwrap().parse().unwrap())
     }
 }
 
@@ -101,5 +99,6 @@ impl Drop for Writer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -351,12 +351,16 @@ impl Workload for ImaginedWorkload {
         Ok(())
     }
 
-    fn freeze(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
+    fn freeze(&mut self) -> Result<(), Trouble> {
         self.call("freeze")?;
         let mut world = look(&self.world);
         world.source.stopped = true;
         world.frozen = Some(world.source.memory.clone());
-        drop(world);
+        Ok(())
+    }
+
+    fn layout_frozen(&mut self) -> Result<Option<Vec<u8>>, Trouble> {
+        self.call("layout_frozen")?;
         Ok(self.layout())
     }
 

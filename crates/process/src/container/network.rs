@@ -183,24 +183,48 @@ fn await_operational(net: &mut Netlink, name: &str) -> Result<()> {
 }
 
 fn set_port(net: &mut Netlink, name: &str, wanted: Port) -> Result<()> {
+    let link = find(net, name)?;
+    match link.port == Some(wanted) {
+        true => Ok(()),
+        false => set_port_of(net, &link, wanted),
+    }
+}
+
+/// Sets it, and looks whether it stays so.
+fn set_port_of(net: &mut Netlink, link: &Link, wanted: Port) -> Result<()> {
+    let name = &link.name;
     for _ in 0..LOCK_TRIES_MAX {
-        let link = find(net, name)?;
-        if link.port == Some(wanted) {
+        net.set_port(link.index, wanted)?;
+        if find(net, name)?.port == Some(wanted) {
             return Ok(());
         }
-        net.set_port(link.index, wanted)?;
     }
     Err(Error::refused(format!(
         "the bridge port {name} does not stay {wanted:?}; is a spanning tree protocol managing it?"
     )))
 }
 
-/// Cuts the workload off: no packet reaches it, none leaves it, and nobody is told. Does nothing for one without a network
-/// of its own. Idempotent.
-pub fn lock(resources: &Resources) -> Result<()> {
-    match &resources.network {
-        Some(network) => set_port(&mut Netlink::open()?, &network.port, Port::Disabled),
-        None => Ok(()),
+/// What it takes to cut a workload off, had ready: the workload stands still meanwhile.
+#[derive(Debug)]
+pub struct Lock {
+    net: Netlink,
+    port: Link,
+}
+
+impl Lock {
+    /// `None` for a workload without a network of its own.
+    pub fn prepare(resources: &Resources) -> Result<Option<Self>> {
+        let Some(network) = &resources.network else {
+            return Ok(None);
+        };
+        let mut net = Netlink::open()?;
+        let port = find(&mut net, &network.port)?;
+        Ok(Some(Self { net, port }))
+    }
+
+    /// Cuts the workload off: no packet reaches it, none leaves it, and nobody is told. Idempotent.
+    pub fn close(&mut self) -> Result<()> {
+        set_port_of(&mut self.net, &self.port, Port::Disabled)
     }
 }
 

@@ -298,7 +298,7 @@ fn a_frozen_workload_that_is_cut_off_runs_and_is_joined_after_its_start() {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello\n");
-    lock(&resources).unwrap();
+    Lock::prepare(&resources).unwrap().unwrap().close().unwrap();
     assert_eq!(net.link(&port).unwrap().unwrap().port, Some(Port::Disabled));
     end(&resources).unwrap();
     assert_eq!(net.link(&port).unwrap(), None);
