@@ -54,8 +54,11 @@ impl Writer {
         let path = std::env::temp_dir().join(format!("whimbrel-tracking-{}", std::process::id()));
         let output = File::create(&path).unwrap();
         let lines = BufReader::new(File::open(&path).unwrap());
-        let mut command = Command::new(programs::c("writer").unwrap());
-        let child = command
+        // Nor could what cargo leaves open for its children.
+        let closing = "for fd in /proc/self/fd/*; do n=${fd##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; exec \"$@\"";
+        let child = Command::new("bash")
+            .args(["-c", closing, "bash"])
+            .arg(programs::c("writer").unwrap())
             .args([megabytes, hot])
             .stdin(Stdio::null())
             .stdout(output)
