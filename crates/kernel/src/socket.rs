@@ -3,12 +3,16 @@
 //! Sources: socket(7), tcp(7), unix(7), sock_diag(7), `Documentation/networking` of the kernel and linux/tcp.h for `TCP_REPAIR*`.
 //! Everything works on descriptors of the calling process; those of another one are fetched with pidfd_getfd(2).
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::error::{Error, Result};
 use crate::fd::{check, ioctl_int, own};
 
 const TCP_MAXSEG: i32 = 2;
+/// Limits of `TCP_MAXSEG` (net/tcp.h of the kernel).
+const TCP_MIN_MSS: u32 = 88;
+const MAX_TCP_WINDOW: u32 = 32_767;
 const TCP_REPAIR: i32 = 19;
 const TCP_REPAIR_QUEUE: i32 = 20;
 const TCP_QUEUE_SEQ: i32 = 21;
@@ -181,28 +185,31 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
     }
 }
 
+fn address_family(bytes: &[u8]) -> i32 {
+    let family = bytes.get(..2).and_then(|b| b.try_into().ok());
+    family.map_or(0, u16::from_ne_bytes).into()
+}
+
+/// The IP address of a `struct sockaddr`; one of IPv4 also where IPv6 wraps it. None for other families.
+pub fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(bytes.get(4..8)?).ok();
+    let v6 = || <[u8; 16]>::try_from(bytes.get(8..24)?).ok();
+    match address_family(bytes) {
+        libc::AF_INET => Some(IpAddr::from(v4()?)),
+        libc::AF_INET6 => Some(IpAddr::from(v6()?).to_canonical()),
+        _ => None,
+    }
+}
+
 /// `address:port` of a `struct sockaddr`, for messages.
 pub fn describe_address(bytes: &[u8]) -> String {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-    let family = bytes
-        .get(..2)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u16::from_ne_bytes);
     let port = bytes
         .get(2..4)
         .and_then(|b| b.try_into().ok())
         .map_or(0, u16::from_be_bytes);
-    let v4 = bytes
-        .get(4..8)
-        .and_then(|b| <[u8; 4]>::try_from(b).ok())
-        .map(|b| IpAddr::V4(Ipv4Addr::from(b)));
-    let v6 = bytes
-        .get(8..24)
-        .and_then(|b| <[u8; 16]>::try_from(b).ok())
-        .map(|b| IpAddr::V6(Ipv6Addr::from(b)));
-    match (i32::from(family), v4, v6) {
-        (libc::AF_INET, Some(ip), _) | (libc::AF_INET6, _, Some(ip)) => SocketAddr::new(ip, port).to_string(),
-        (libc::AF_UNIX, ..) => {
+    match (address_family(bytes), ip_address(bytes)) {
+        (_, Some(ip)) => SocketAddr::new(ip, port).to_string(),
+        (libc::AF_UNIX, _) => {
             let name: Vec<u8> = bytes
                 .iter()
                 .skip(2)
@@ -210,7 +217,7 @@ pub fn describe_address(bytes: &[u8]) -> String {
                 .collect();
             String::from_utf8_lossy(&name).trim_end_matches('@').to_string()
         }
-        _ => format!("an address of family {family}"),
+        (family, _) => format!("an address of family {family}"),
     }
 }
 
@@ -446,6 +453,13 @@ pub fn set_queue_sequence(fd: BorrowedFd<'_>, sequence: u32) -> Result<()> {
 /// The maximum segment size in use (`TCP_MAXSEG`).
 pub fn maximum_segment(fd: BorrowedFd<'_>) -> Result<u32> {
     Ok(option_int(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32)
+}
+
+/// Limits the segments of a connection that is still to be made (`TCP_MAXSEG`). Beyond what the option takes, the limit is the largest
+/// that it does.
+pub fn set_maximum_segment(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
+    let bytes = bytes.clamp(TCP_MIN_MSS, MAX_TCP_WINDOW) as i32;
+    set_option_int(fd, libc::IPPROTO_TCP, TCP_MAXSEG, bytes)
 }
 
 /// What was negotiated in a connection's handshake.

@@ -651,6 +651,9 @@ impl Workload for ProcessWorkload {
             self.unfreeze()?;
             return Err(error.into());
         }
+        if let Some(frozen) = self.frozen.as_mut().filter(|_| self.lock.is_some()) {
+            frozen.prefetch.note_unsent(self.pid);
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod questions;
 pub(crate) mod sockets;
 pub mod syscalls;
 pub(crate) mod threads;
+pub(crate) mod unsent;
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +28,7 @@ use crate::state::{
 };
 use files::{Files, Scope};
 use threads::{Deliverable, Observed, Surroundings};
+use unsent::{Numbered, Unsent};
 
 pub use sockets::{leave_repair, RepairedSocket};
 pub use syscalls::RestartMemo;
@@ -72,6 +74,10 @@ pub struct Prefetch {
     clock_offsets: (i64, i64),
     /// TCP sockets as they are now: what [`leave_repair`] needs if we die while they are in repair mode.
     pub sockets: Vec<RepairedSocket>,
+    /// The same sockets, by their descriptors.
+    numbered: Vec<Numbered>,
+    /// See [`Prefetch::note_unsent`].
+    unsent: Unsent,
 }
 
 impl Prefetch {
@@ -82,12 +88,21 @@ impl Prefetch {
     pub fn read(pid: i32) -> Result<Prefetch> {
         let theirs = proc::clock_offsets_ns(pid)?;
         let ours = proc::clock_offsets_ns(std::process::id() as i32)?;
+        let tcp = sockets::prefetch(pid)?;
         Ok(Prefetch {
             own_network: check::has_own_network(pid)?,
             diag: check::unix_diag(pid)?,
             clock_offsets: (theirs.0 - ours.0, theirs.1 - ours.1),
-            sockets: sockets::prefetch(pid)?,
+            numbered: tcp.iter().map(|(number, known)| (*number, known.inode)).collect(),
+            sockets: tcp.into_iter().map(|(_, known)| known).collect(),
+            unsent: Unsent::default(),
         })
+    }
+
+    /// To be called when process `pid` is stopped and its network has just been cut: what its connections have not sent by now
+    /// goes nowhere before the move, whatever the kernel says later.
+    pub fn note_unsent(&mut self, pid: i32) {
+        self.unsent = Unsent::note(pid, &self.numbered);
     }
 }
 
@@ -165,6 +180,9 @@ fn look_outside(
         diag: Some(&prefetch.diag),
     };
     files::capture(&scope, found)?;
+    for file in &mut found.files {
+        prefetch.unsent.apply(file);
+    }
     Ok(inner_ids)
 }
 

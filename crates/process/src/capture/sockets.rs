@@ -253,7 +253,7 @@ pub(crate) fn enter_repair(fd: BorrowedFd<'_>, inode: u64) -> Result<RepairedSoc
 pub fn leave_repair(pid: i32, repaired: &[RepairedSocket]) -> Result<usize> {
     let process = pidfd::open(pid)?;
     let mut woken = 0;
-    for fd in tcp_sockets(pid, process.as_fd())? {
+    for (_, fd) in tcp_sockets(pid, process.as_fd())? {
         if sys::in_repair(fd.as_fd())? {
             wake(fd.as_fd(), repaired)?;
             woken += 1;
@@ -262,21 +262,22 @@ pub fn leave_repair(pid: i32, repaired: &[RepairedSocket]) -> Result<usize> {
     Ok(woken)
 }
 
-/// The TCP sockets of a process as they are now, before any of them is in repair mode.
-pub(crate) fn prefetch(pid: i32) -> Result<Vec<RepairedSocket>> {
+/// The TCP sockets of a process as they are now, before any of them is in repair mode, each with a descriptor of it.
+pub(crate) fn prefetch(pid: i32) -> Result<Vec<(i32, RepairedSocket)>> {
     let process = pidfd::open(pid)?;
     let mut known = Vec::new();
-    for fd in tcp_sockets(pid, process.as_fd())? {
+    for (number, fd) in tcp_sockets(pid, process.as_fd())? {
         let reuse = sys::option_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
-        known.push(RepairedSocket {
+        let socket = RepairedSocket {
             inode: kfd::file_status(fd.as_fd())?.inode,
             reuse_address: reuse == 1,
-        });
+        };
+        known.push((number, socket));
     }
     Ok(known)
 }
 
-fn tcp_sockets(pid: i32, process: BorrowedFd<'_>) -> Result<Vec<OwnedFd>> {
+fn tcp_sockets(pid: i32, process: BorrowedFd<'_>) -> Result<Vec<(i32, OwnedFd)>> {
     let mut found = Vec::new();
     for number in proc::descriptors(pid)? {
         let link = proc::link(pid, &format!("fd/{number}"));
@@ -288,7 +289,7 @@ fn tcp_sockets(pid: i32, process: BorrowedFd<'_>) -> Result<Vec<OwnedFd>> {
             continue;
         };
         if is_tcp(fd.as_fd())? {
-            found.push(fd);
+            found.push((number, fd));
         }
     }
     Ok(found)

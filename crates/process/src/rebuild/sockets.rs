@@ -160,6 +160,8 @@ fn connect(socket: &Socket, connection: &TcpConnection) -> Result<OwnedFd> {
         connection.receive_queue.len(),
     )?;
     sequence(Queue::Send, connection.send_sequence, connection.send_queue.len())?;
+    // Before it connects, or it goes on with the segments of 536 bytes that a new socket begins with.
+    sys::set_maximum_segment(fd, connection.mss)?;
     sys::bind(fd, &socket.local)?;
     sys::connect(fd, &socket.peer)?;
     sys::set_negotiated(
@@ -287,9 +289,13 @@ fn finish(fd: &OwnedFd, socket: &Socket, end: &UnixEnd) -> Result<()> {
 mod tests {
     use super::*;
     use crate::capture::sockets::{enter_repair, read, wake, Site};
+    use crate::capture::unsent::Unsent;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
     use std::time::Duration;
+    use whimbrel_kernel::namespace::{unshare, Kinds};
+    use whimbrel_kernel::netlink::Netlink;
 
     const SITE: Site = Site {
         pid: 9,
@@ -305,6 +311,31 @@ mod tests {
         (client, server.into())
     }
 
+    /// A connection between 10.1.1.2 and 10.1.1.1: the server's peer has another address than itself.
+    fn strangers() -> (TcpStream, OwnedFd) {
+        let listener = TcpListener::bind("10.1.1.1:0").unwrap();
+        let there = sys::local_address(listener.as_fd()).unwrap();
+        let mut here = there.clone();
+        here[2..8].copy_from_slice(&[0, 0, 10, 1, 1, 2]);
+        let client = sys::create(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        sys::bind(client.as_fd(), &here).unwrap();
+        sys::connect(client.as_fd(), &there).unwrap();
+        let client = TcpStream::from(client);
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        (client, listener.accept().unwrap().0.into())
+    }
+
+    /// Moves the calling thread into a network of its own.
+    fn own_network() {
+        unshare(Kinds::NETWORK).unwrap();
+        let mut net = Netlink::open().unwrap();
+        let loopback = net.link("lo").unwrap().unwrap().index;
+        net.set_up(loopback, true).unwrap();
+        for address in ["10.1.1.1", "10.1.1.2"] {
+            net.add_address(loopback, address.parse().unwrap(), 32).unwrap();
+        }
+    }
+
     /// All that was sent has arrived.
     fn settle(fd: &impl AsFd) {
         while sys::unacknowledged_bytes(fd.as_fd()).unwrap() > 0 {
@@ -314,14 +345,23 @@ mod tests {
 
     /// Captures a connection, ends it without a word, and makes it again in the same place. Both states must agree.
     fn again(fd: OwnedFd) -> (TcpStream, TcpConnection) {
+        again_as(fd, |_| ())
+    }
+
+    /// The same with a state that was corrected.
+    fn again_as(fd: OwnedFd, correct: impl FnOnce(&mut OpenFile)) -> (TcpStream, TcpConnection) {
         let inode = kfd::file_status(fd.as_fd()).unwrap().inode;
         let before = enter_repair(fd.as_fd(), inode).unwrap();
         let socket = read(fd.as_fd(), SITE, inode, None).unwrap();
         drop(fd);
-        let file = OpenFile {
+        let mut file = OpenFile {
             flags: libc::O_RDWR,
             owner: None,
-            kind: FileKind::Socket(Box::new(socket.clone())),
+            kind: FileKind::Socket(Box::new(socket)),
+        };
+        correct(&mut file);
+        let FileKind::Socket(socket) = file.kind.clone() else {
+            panic!("{file:?}")
         };
         let (mut made, mut repaired) = build(&[file]).unwrap();
         let fd = made.pop().unwrap().1;
@@ -425,6 +465,55 @@ mod tests {
         client.read_exact(&mut got).unwrap();
         assert!(got == written);
         drop(server);
+    }
+
+    /// A field of `struct tcp_info` (linux/tcp.h).
+    fn tcp_info(fd: &impl AsFd, at: usize) -> u32 {
+        let info = sys::option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, 104).unwrap();
+        u32::from_ne_bytes(info[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn segments_are_as_long_as_before() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            sys::set_maximum_segment(listener.as_fd(), 1234).unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let server = OwnedFd::from(listener.accept().unwrap().0);
+            let before = tcp_info(&server, 16);
+            // without the option for timestamps, if there is one
+            assert!((1234 - 12..=1234).contains(&before), "{before}");
+            let (mut server, _) = again(server);
+            assert_eq!(tcp_info(&server, 16), before);
+            talk(&mut client, &mut server);
+        }
+    }
+
+    #[test]
+    fn what_was_counted_as_sent_behind_the_cut_is_sent_at_once() {
+        own_network();
+        let (mut client, server) = strangers();
+        // held back by the kernel: written when the network is cut, not sent
+        let cork = |on| sys::set_option_int(server.as_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, on).unwrap();
+        cork(1);
+        sys::send_all(server.as_fd(), b"last words").unwrap();
+        let inode = kfd::file_status(server.as_fd()).unwrap().inode;
+        let noted = Unsent::note(std::process::id() as i32, &[(server.as_raw_fd(), inode)]);
+        // in this mode the kernel counts as sent what it does not send
+        sys::set_repair(server.as_fd(), Repair::On).unwrap();
+        sys::select_queue(server.as_fd(), Queue::Send).unwrap();
+        cork(0);
+        assert_eq!(sys::unsent_bytes(server.as_fd()).unwrap(), 0);
+        let (server, state) = again_as(server, |file| noted.apply(file));
+        assert_eq!(
+            (state.unsent, state.send_queue.as_slice()),
+            (10, &b"last words"[..])
+        );
+        let mut words = [0; 10];
+        client.read_exact(&mut words).unwrap();
+        assert_eq!(&words, b"last words");
+        // not by a timer
+        assert_eq!(tcp_info(&server, 100), 0);
     }
 
     #[test]
