@@ -37,34 +37,32 @@ impl Scene {
         }
     }
 
-    /// Waits until so many frames have passed the bridge: sending does not mean that they have. The length of the longest.
-    fn passed(&self, count: usize) -> usize {
+    /// Waits for the next frame that has passed the bridge: sending does not mean that it has.
+    fn next(&self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
-        let mut lengths = Vec::new();
-        while lengths.len() < count {
-            assert!(Instant::now() < deadline, "{lengths:?} of {count} frames");
-            match self.observer.receive(&mut buffer) {
-                Ok(length) => lengths.push(length - HEADER_BYTES),
-                Err(_) => std::thread::yield_now(),
+        loop {
+            if let Ok(length) = self.observer.receive(&mut buffer) {
+                return buffer[HEADER_BYTES..length].to_vec();
             }
+            assert!(Instant::now() < deadline, "no frame passes the bridge");
+            std::thread::yield_now();
         }
-        lengths.into_iter().max().unwrap()
     }
 
     /// What passed until now is not counted. Nobody listens at the port of the marker.
     fn forget(&self) {
         let marker = self.in_neighbour(|| UdpSocket::bind("0.0.0.0:0").unwrap());
         marker.send_to(&[0; 1234], "10.9.0.2:5001").unwrap();
-        while self.passed(1) < 1234 {}
+        while self.next().len() < 1234 {}
     }
 
     /// Both say the same.
     fn say(&self, peers: &[UdpSocket; 2], text: &str) {
         for peer in peers {
             peer.send(text.as_bytes()).unwrap();
+            self.next();
         }
-        self.passed(peers.len());
     }
 
     fn set_port(&self, port: Port) {
@@ -133,11 +131,21 @@ fn frames_of_the_host_and_of_a_neighbour_wait_for_a_disabled_port() {
     scene.set_port(Port::Disabled);
     peers[0].send(b"from the host").unwrap();
     peers[1].send(b"from the neighbour").unwrap();
-    scene.passed(2);
+    for _ in &peers {
+        scene.next();
+    }
     scene.set_port(Port::Forwarding);
     // Not even now: the bridge has dropped them.
     assert_eq!(heard_now(&guest), 0);
     assert_eq!(scene.resend(), Resent { sent: 2, lost: 0 });
+    // As frames of the bridge: no switch may learn the neighbour's address from them.
+    let bridge = scene.pair.host().link("br").unwrap().unwrap();
+    for frame in [scene.next(), scene.next()] {
+        assert_eq!(
+            (&frame[..6], Some(&frame[6..12])),
+            (&MAC[..], bridge.mac.as_ref().map(|mac| &mac[..]))
+        );
+    }
     assert_eq!(heard(&guest), "from the host");
     assert_eq!(heard(&guest), "from the neighbour");
     // Once each, and those of the catcher itself are not caught again.
@@ -244,7 +252,7 @@ fn a_segment_that_is_longer_than_the_mtu_arrives_with_its_checksums() {
     // No more than the client may send before it hears of the first segment (RFC 6928).
     let text: Vec<u8> = (0..12_000u32).map(|number| (number % 251) as u8).collect();
     client.write_all(&text).unwrap();
-    let length = scene.passed(1);
+    let length = scene.next().len();
     assert!(length > 14 + 1400, "only {length} bytes");
     scene.set_port(Port::Forwarding);
     let resent = scene.resend();
