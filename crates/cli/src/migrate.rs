@@ -12,7 +12,7 @@ use whimbrel_wire::MigrationId;
 use crate::args::{End, MigrateArgs, Strategy};
 use crate::exit::{refused, Code, Coded};
 use crate::guardian::Guardian;
-use crate::privilege::{require, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
+use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
 use crate::watch::Watch;
 use crate::{host, interrupt, screen};
 
@@ -20,6 +20,7 @@ use crate::{host, interrupt, screen};
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
     require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
+    require_kernel_of_source()?;
     host::tidy();
     let target = Target::find(&args.workload)?;
     let mut workload = host::workload(target.pid, target.entry.as_ref())?;

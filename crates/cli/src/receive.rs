@@ -14,7 +14,7 @@ use crate::args::{End, ReceiveArgs};
 use crate::exit::refused;
 use crate::guardian::Guardian;
 use crate::migrate::coded;
-use crate::privilege::{require, NET_ADMIN, SYS_ADMIN, SYS_PTRACE, SYS_TIME};
+use crate::privilege::{require, require_kernel_of_destination, NET_ADMIN, SYS_ADMIN, SYS_PTRACE, SYS_TIME};
 use crate::watch::Watch;
 use crate::{guardian, host, interrupt};
 
@@ -22,6 +22,7 @@ use crate::{guardian, host, interrupt};
 pub fn run(args: &ReceiveArgs) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
     require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN, SYS_TIME])?;
+    require_kernel_of_destination()?;
     host::tidy();
     let listener = listen(&args.listen)?;
     let mut watch = Watch::new(args.json.as_deref())?;

@@ -186,6 +186,28 @@ fn a_missing_capability_is_named() {
 }
 
 #[test]
+fn a_kernel_that_is_too_old_is_named_at_both_ends() {
+    let rig = Rig::new(&[programs::c("counter").unwrap(), programs::c("oldkernel").unwrap()]);
+    rig.run("counter 8");
+    let away = format!("migrate {NAME} 10.77.0.2:7440 --key {WRONG_KEY}");
+    for (side, words) in [
+        (Side::Alpha, away.as_str()),
+        (Side::Beta, "receive --listen 10.77.0.2:7440"),
+    ] {
+        let line = format!("oldkernel whimbrel {words}");
+        let host = rig.host(side);
+        let finished = host.command(line.split_whitespace()).finish(LONG).unwrap();
+        one_sentence(
+            &finished,
+            REFUSED,
+            &["PAGEMAP_SCAN", "Linux 6.7 or newer is needed"],
+        );
+    }
+    rig.more_steps(Side::Alpha, 3);
+    rig.finish(Side::Alpha);
+}
+
+#[test]
 fn a_name_that_is_taken_is_refused_at_the_destination() {
     let rig = Rig::new(&[programs::c("counter").unwrap()]);
     rig.run("counter 8");
