@@ -675,10 +675,15 @@ impl Workload for ProcessWorkload {
     }
 
     fn capture(&mut self) -> Result<CapturedState> {
-        let mut layout = None;
         for attempt in 1.. {
             match self.capture_once() {
                 Ok(state) => {
+                    // Once, against the one that the destination has: what came and went in between is none of its business, but
+                    // what was replaced by something alike is.
+                    let layout = match attempt {
+                        1 => None,
+                        _ => self.layout_frozen()?,
+                    };
                     let image = Image {
                         state,
                         log: self.read_log(LOG_REST_MAX)?,
@@ -692,7 +697,6 @@ impl Workload for ProcessWorkload {
                     self.unfreeze()?;
                     std::thread::sleep(CAPTURE_PAUSE * attempt);
                     self.freeze()?;
-                    layout = self.layout_frozen()?.or(layout);
                 }
                 Err(error) => return Err(error),
             }

@@ -13,9 +13,11 @@ use common::Program;
 use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{Mode, Outcome, Recover, Replica, Workload};
 use whimbrel_kernel::freezer::Group;
-use whimbrel_kernel::{maps, proc};
+use whimbrel_kernel::{maps, memory, proc};
 use whimbrel_policy::{Pages, Scan, PAGE_SIZE};
 use whimbrel_process::container::{self, Entry, Options, Phase, Registry};
+use whimbrel_process::replica::ReplicaResources;
+use whimbrel_process::source::SourceResources;
 use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
 
 const BATCH_PAGES: u64 = 256;
@@ -77,6 +79,9 @@ impl Drop for Host {
         let _ = fs::remove_dir_all(&self.root);
     }
 }
+
+/// Bytes of `struct rseq` that the kernel writes (linux/rseq.h).
+const RSEQ_BYTES: usize = 32;
 
 /// What a policy knows, in its simplest form.
 #[derive(Default)]
@@ -175,7 +180,33 @@ impl Move {
         progress.send(source, replica, false);
         source.hold().unwrap();
         replica.complete().unwrap();
+        is_same_memory(source, replica);
         progress.bytes
+    }
+}
+
+/// Anonymous memory of both is the same, but for what the kernel itself writes for each thread (struct rseq).
+fn is_same_memory(source: &ProcessWorkload, replica: &ProcessReplica) {
+    let source: SourceResources = postcard::from_bytes(&source.resources()).unwrap();
+    let replica: ReplicaResources = postcard::from_bytes(&replica.resources()).unwrap();
+    let (here, there) = (source.process.pid, replica.process.unwrap().pid);
+    let page_of = |pid, address| {
+        let mut page = vec![0; PAGE_SIZE as usize];
+        memory::read(pid, address, &mut page).ok().map(|()| page)
+    };
+    let vmas = maps::read(here).unwrap();
+    for vma in vmas.iter().filter(|vma| vma.is_anonymous()) {
+        for address in (vma.start..vma.end).step_by(PAGE_SIZE as usize) {
+            let (Some(left), Some(right)) = (page_of(here, address), page_of(there, address)) else {
+                continue;
+            };
+            let differ = left
+                .iter()
+                .zip(&right)
+                .filter(|(left, right)| left != right)
+                .count();
+            assert!(differ <= RSEQ_BYTES, "{differ} bytes differ at {address:#x}");
+        }
     }
 }
 
