@@ -11,6 +11,7 @@ mod descriptors;
 pub mod files;
 pub mod layout;
 pub mod objects;
+pub mod pager;
 pub mod rebuild;
 pub mod recover;
 pub mod refusal;
