@@ -322,6 +322,13 @@ pub const EVENTS_MAX: usize = 64;
 const EVENT_BYTES: usize = 32;
 
 /// What happened in the watched address space.
+///
+/// The order in which it is read is not the order in which it happened (`tests/missing_pages.rs` shows both, on Linux 6.18):
+/// - Faults come first. A thread that touches a page that was just moved is told before the move that explains it. Until all
+///   events are read every fill gives EAGAIN; then what to fill has to be decided anew.
+/// - A move is told twice: [`Event::Remap`] when it was made, and later [`Event::Unmap`] of its old place. Meanwhile another
+///   thread may have moved something else to that place, which is told before. So an unmapping counts only as far as
+///   nothing that is watched lies there now.
 #[derive(Debug)]
 pub enum Event {
     /// A thread waits for a page.

@@ -170,3 +170,101 @@ fn a_page_of_a_memfd_that_is_not_mapped_is_a_minor_fault() {
     let partial = uffd.continue_(start + PAGE, PAGE, 0).unwrap_err();
     assert_eq!(partial.error.errno(), Some(libc::EFAULT), "a hole");
 }
+
+/// Everything that is queued, in the order in which the kernel hands it out.
+fn pending(uffd: &Uffd) -> Vec<&'static str> {
+    let name = |event: &Event| match event {
+        Event::Fault { .. } => "fault",
+        Event::Fork(_) => "fork",
+        Event::Remap { .. } => "remap",
+        Event::Remove { .. } => "remove",
+        Event::Unmap { .. } => "unmap",
+    };
+    uffd.events().unwrap().iter().map(name).collect()
+}
+
+fn is_mapped(pid: i32, address: u64) -> bool {
+    let vmas = whimbrel_kernel::maps::read(pid).unwrap();
+    vmas.iter().any(|vma| (vma.start..vma.end).contains(&address))
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
+}
+
+/// What the threads of a process but its leader wait for: the number of a system call, or -1.
+fn others(pid: i32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tids = tasks.map(|task| task.unwrap().file_name());
+    let others = tids.filter(|tid| tid.to_str() != Some(&pid.to_string()));
+    let paths = others.map(|tid| format!("/proc/{pid}/task/{}/syscall", tid.to_str().unwrap()));
+    paths
+        .map(|path| std::fs::read_to_string(path).unwrap_or_default())
+        .collect()
+}
+
+/// A puppet with two apart areas of 16 pages whose absence is served, and what happens to them is told.
+fn two_areas() -> (Puppet, Uffd, u64, u64) {
+    let features = feature::EVENT_REMAP | feature::EVENT_UNMAP | feature::EVENT_REMOVE;
+    let (mut puppet, uffd, first) = served(features);
+    let second = puppet.map_at(first + (1 << 30), 16 * PAGE, libc::MAP_FIXED);
+    uffd.register(second, 16 * PAGE, mode::MISSING).unwrap();
+    (puppet, uffd, first, second)
+}
+
+/// A move is told twice: that it was made, and later that its old place was unmapped. Meanwhile something else may have been moved to the
+/// old place: whoever believes the second event forgets pages that are there.
+#[test]
+fn the_unmapping_of_a_move_is_told_after_what_came_to_its_place() {
+    let (mut puppet, uffd, first, second) = two_areas();
+    let mut twin = puppet.twin();
+    let away = second + (1 << 30);
+    let fixed = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    puppet.begin_call(libc::SYS_mremap, &[first, 16 * PAGE, 16 * PAGE, fixed, away]);
+    wait_until(|| is_mapped(puppet.pid, away));
+    twin.begin_call(libc::SYS_mremap, &[second, 16 * PAGE, 16 * PAGE, fixed, first]);
+    wait_until(|| is_mapped(puppet.pid, first));
+    let mut told = Vec::new();
+    wait_until(|| {
+        let events = uffd.events().unwrap();
+        told.extend(events.iter().map(|event| match event {
+            Event::Remap { from, to, .. } => (*from, *to),
+            Event::Unmap { start, .. } => (*start, 0),
+            other => panic!("{other:?}"),
+        }));
+        told.len() == 4
+    });
+    let at = |wanted| told.iter().position(|one| *one == wanted).unwrap();
+    assert!(at((first, away)) < at((second, first)));
+    assert!(at((second, first)) < at((first, 0)), "{told:x?}");
+    assert_eq!((puppet.reply(), twin.reply()), (away as i64, first as i64));
+    uffd.zeropage(first, PAGE, 0).unwrap();
+}
+
+/// A page that was moved is asked for at its new place before anybody was told of the move. Whoever takes it for a new page gives zeros.
+#[test]
+fn a_fault_is_told_before_the_event_that_explains_it() {
+    let (mut puppet, uffd, first, second) = two_areas();
+    let mut twin = puppet.twin();
+    let to = second + (1 << 30);
+    let fixed = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    puppet.begin_call(libc::SYS_mremap, &[first, 16 * PAGE, 16 * PAGE, fixed, to]);
+    wait_until(|| is_mapped(puppet.pid, to));
+    puppet.wait_in_call(libc::SYS_mremap);
+    twin.begin_load(to);
+    // No system call: it waits for the page.
+    wait_until(|| others(puppet.pid).iter().any(|task| task.starts_with("-1 ")));
+    let refused = uffd.zeropage(to, PAGE, 0).unwrap_err();
+    assert_eq!(
+        refused.error.errno(),
+        Some(libc::EAGAIN),
+        "nothing can be filled before the event was read"
+    );
+    assert_eq!(pending(&uffd), ["fault", "remap"]);
+    wait_until(|| pending(&uffd) == ["unmap"]);
+    assert_eq!(puppet.reply(), to as i64);
+    uffd.copy(to, &content(7, 1), 0).unwrap();
+    assert_eq!(twin.reply(), word(7));
+}

@@ -19,12 +19,51 @@ pub const PAGE: u64 = 4096;
 /// No order takes longer.
 const REPLY_MAX_MS: i32 = 60_000;
 
+/// Makes a second thread that takes orders.
+const TWIN: u64 = 7;
+
 /// Ends with the thread that made it at the latest.
 pub struct Puppet {
     pub pid: i32,
     orders: File,
     replies: File,
+    twin: Option<[OwnedFd; 4]>,
     reaped: bool,
+}
+
+/// A second thread of a puppet that does what it is told.
+pub struct Twin {
+    orders: File,
+    replies: File,
+}
+
+impl Twin {
+    /// Begins a system call without waiting for its end.
+    pub fn begin_call(&mut self, number: i64, args: &[u64]) {
+        let mut order = [0u64; ORDER_WORDS];
+        (order[0], order[1]) = (CALL, number as u64);
+        order[2..2 + args.len()].copy_from_slice(args);
+        self.send(order);
+    }
+
+    /// Begins to read a word.
+    pub fn begin_load(&mut self, address: u64) {
+        let mut order = [0u64; ORDER_WORDS];
+        (order[0], order[1]) = (LOAD, address);
+        self.send(order);
+    }
+
+    fn send(&mut self, order: [u64; ORDER_WORDS]) {
+        let bytes: Vec<u8> = order.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.orders.write_all(&bytes).unwrap();
+    }
+
+    /// Waits for the answer.
+    pub fn reply(&mut self) -> i64 {
+        let mut reply = [0u8; 8];
+        self.replies.read_exact(&mut reply).unwrap();
+        i64::from_ne_bytes(reply)
+    }
 }
 
 fn pipe() -> (OwnedFd, OwnedFd) {
@@ -40,6 +79,7 @@ impl Puppet {
     pub fn new() -> Puppet {
         let (orders_out, orders_in) = pipe();
         let (replies_out, replies_in) = pipe();
+        let ((twin_orders_out, twin_orders_in), (twin_replies_out, twin_replies_in)) = (pipe(), pipe());
         // SAFETY: the child only makes system calls and never returns.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
@@ -52,7 +92,20 @@ impl Puppet {
             pid,
             orders: File::from(orders_in),
             replies: File::from(replies_out),
+            twin: Some([twin_orders_out, twin_replies_in, twin_orders_in, twin_replies_out]),
             reaped: false,
+        }
+    }
+
+    /// Makes a second thread, once.
+    pub fn twin(&mut self) -> Twin {
+        let [orders_out, replies_in, orders_in, replies_out] = self.twin.take().unwrap();
+        let fds = [orders_out.as_raw_fd() as u64, replies_in.as_raw_fd() as u64];
+        self.begin(TWIN, &fds);
+        assert_eq!(self.reply(), 0);
+        Twin {
+            orders: File::from(orders_in),
+            replies: File::from(replies_out),
         }
     }
 
@@ -217,6 +270,10 @@ extern "C" fn count(address: *mut libc::c_void) -> *mut libc::c_void {
     address
 }
 
+extern "C" fn dance_too(fds: *mut libc::c_void) -> *mut libc::c_void {
+    dance((fds as u64 >> 32) as i32, fds as i32)
+}
+
 extern "C" fn nothing(argument: *mut libc::c_void) -> *mut libc::c_void {
     argument
 }
@@ -300,6 +357,16 @@ fn dance(orders: i32, replies: i32) -> ! {
                 }
                 LOAD => (a as *const u64).read_volatile() as i64,
                 CHURN => (0..a).map(|_| i64::from(short_thread())).sum(),
+                TWIN => {
+                    let mut thread = std::mem::zeroed();
+                    let fds = (a << 32 | b) as *mut libc::c_void;
+                    i64::from(libc::pthread_create(
+                        &mut thread,
+                        std::ptr::null(),
+                        dance_too,
+                        fds,
+                    ))
+                }
                 FORK => match libc::fork() {
                     0 => sleep_with(libc::getppid(), a as i32),
                     child => i64::from(child),

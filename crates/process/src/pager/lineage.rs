@@ -48,7 +48,11 @@ impl Lineage {
     /// The places of `bytes` from `source` on, in pieces that stayed together: (address here, address at the source, bytes).
     pub fn places(&self, source: u64, bytes: u64) -> Vec<(u64, u64, u64)> {
         let end = source.saturating_add(bytes);
-        let from = self.there.range(..=source).next_back().map_or(source, |(from, _)| *from);
+        let from = self
+            .there
+            .range(..=source)
+            .next_back()
+            .map_or(source, |(from, _)| *from);
         let inside = self.there.range(from..end).filter_map(|(from, start)| {
             let segment = self.here.get(start)?;
             let first = source.max(*from);
@@ -62,7 +66,11 @@ impl Lineage {
     pub fn forget(&mut self, span: Span) {
         self.cut(span.start);
         self.cut(span.end);
-        let gone: Vec<u64> = self.here.range(span.start..span.end).map(|(start, _)| *start).collect();
+        let gone: Vec<u64> = self
+            .here
+            .range(span.start..span.end)
+            .map(|(start, _)| *start)
+            .collect();
         for start in gone {
             if let Some(segment) = self.here.remove(&start) {
                 self.there.remove(&segment.source);
@@ -105,7 +113,10 @@ impl Lineage {
 
     fn put(&mut self, span: Span, source: u64) {
         if span.start < span.end {
-            let segment = Segment { end: span.end, source };
+            let segment = Segment {
+                end: span.end,
+                source,
+            };
             self.here.insert(span.start, segment);
             self.there.insert(source, span.start);
         }
