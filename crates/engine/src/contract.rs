@@ -6,7 +6,11 @@
 
 use std::error::Error;
 
+use std::time::Duration;
+
+use whimbrel_policy::postcopy::Fault;
 use whimbrel_policy::{PageRun, Scan};
+use whimbrel_wire::FaultTimes;
 
 /// How the migration ended for the source's copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +50,97 @@ pub struct Captured {
     pub state: Vec<u8>,
 }
 
+/// The memory of a frozen workload, to be read while it already runs at the destination. Used by one thread, which need not be the one
+/// that froze it; what it reads never changes.
+pub trait PageStore: Send + 'static {
+    /// One sentence that says what, where and what to do.
+    type Error: Error + Send + Sync + 'static;
+
+    /// As in [`Workload::read`].
+    fn read(
+        &mut self,
+        runs: &[PageRun],
+        buffer: &mut [u8],
+        failed: &mut Vec<PageRun>,
+    ) -> Result<(), Self::Error>;
+}
+
+/// What a [`Pager`] has to tell the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A thread waits for this page. Told once for each thread and page; [`Pager::waiting`] says it again.
+    Fault(Fault),
+    /// These pages are not wanted any more, whatever becomes of their place. Told again, or for pages that were never missing, it
+    /// does no harm.
+    Gone(PageRun),
+}
+
+/// Whoever wants to hear [`News`]. It is called with the pager's lock held: it must not call the pager.
+pub type Tell<'a> = &'a mut dyn FnMut(News);
+
+/// The destination's side of post-copy: the workload is there but for its missing pages, for which its threads wait.
+///
+/// Made by [`Replica::arm`] or [`Recover::pager`]. From then on no thread of the workload reads a missing page as anything but
+/// its content, whoever dies: if nobody serves, it waits. Several threads call it at the same time. A page that has arrived is placed
+/// where the workload has it now (it may have moved or forked since), nowhere if it is not wanted, and never over newer content.
+pub trait Pager: Send + Sync + 'static {
+    /// One sentence that says what, where and what to do.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Waits up to `timeout` for what the workload does (faults, moves, unmappings, forks) and handles it. To be called again
+    /// and again by one thread: calls of the workload wait until it does. False when the workload has ended.
+    fn serve(&self, timeout: Duration, tell: Tell<'_>) -> Result<bool, Self::Error>;
+
+    /// The content of `run` has arrived (`None`: zeros). Places it and wakes who waits. Pages that are not missing are left alone.
+    fn place(&self, run: PageRun, data: Option<&[u8]>, tell: Tell<'_>) -> Result<(), Self::Error>;
+
+    /// The source says that these pages are settled: who still waits for one of them looks again.
+    fn look_again(&self, run: PageRun) -> Result<(), Self::Error>;
+
+    /// How many pages are missing.
+    fn missing_pages(&self) -> u64;
+
+    /// Which ones, in order, without overlaps. Exact if nothing is being placed meanwhile.
+    fn missing(&self) -> Vec<PageRun>;
+
+    /// Faults that were told and are not served, with `repeated` set.
+    fn waiting(&self) -> Vec<Fault>;
+
+    /// How long faults took up to now.
+    fn times(&self) -> FaultTimes;
+
+    /// Holds the workload until [`Pager::finish`]. Returns at once: a thread in a fault of the kernel's goes on waiting for it.
+    fn pause(&self) -> Result<(), Self::Error>;
+
+    /// Nothing is missing any more: ends the watching, and lets a paused workload run. Idempotent.
+    fn finish(&self) -> Result<(), Self::Error>;
+
+    /// The pages that it lacks cannot be had: ends the workload before it reads a wrong byte, and leaves `sentence` where
+    /// its user will look for it. Idempotent.
+    fn give_up(&self, sentence: &str) -> Result<(), Self::Error>;
+}
+
+/// What is left to be fetched for a replica whose controller is dead.
+#[derive(Debug)]
+pub enum Left<P> {
+    /// Nothing: it has all of its pages, or never lacked any.
+    Nothing,
+    /// Pages. The workload is paused until they are there.
+    Pages(P),
+    /// It cannot be known any more what the workload lacks, and so it was ended, before it could read a wrong byte: this sentence says why.
+    Ended(String),
+}
+
 /// The source's side: something that runs and can be read, stopped and described.
 ///
 /// Order of calls: `describe`, `begin`, `scan`\* with `rewritten` and `read` between, `make_ready`, `freeze`, `layout_frozen`,
-/// `capture`, `scan_frozen`, `read`, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
+/// `capture`, `scan_frozen`, `read`, `store`, `hold`, `release`. `release(Stays)` may come at any point after `describe` and must
 /// leave the workload running, dirty bits and huge pages mended, with nothing of ours left in it.
 pub trait Workload {
     /// One sentence that says what, where and what to do.
     type Error: Error + Send + Sync + 'static;
+    /// What reads its memory when it is frozen.
+    type Store: PageStore;
 
     /// What the destination must check and prepare. Refuses what cannot move, before anything is touched.
     fn describe(&mut self) -> Result<Vec<u8>, Self::Error>;
@@ -101,6 +188,10 @@ pub trait Workload {
     /// mappings are those that the state was captured with.
     fn scan_frozen(&mut self) -> Result<Scanned, Self::Error>;
 
+    /// A second reader of the frozen workload's memory, for the pages that follow after the switch-over (post-copy). Valid until
+    /// `release`, and only for pages that `scan_frozen` found and did not call urgent.
+    fn store(&mut self) -> Result<Self::Store, Self::Error>;
+
     /// Makes the freeze outlive us: from here on only `release` or [`Recover`] lets it run again.
     fn hold(&mut self) -> Result<(), Self::Error>;
 
@@ -117,10 +208,12 @@ pub trait Workload {
 /// The destination's side: exists from the first round, memory goes straight to its final place.
 ///
 /// Order of calls: `prepare`, then `follow`, `write`, `zero`, `forget` and at last `load` in the order of the stream, more of `write`,
-/// `zero`, `forget`, then `complete` and `start`. `discard` may come at any point before `start` and leaves nothing behind.
+/// `zero`, `forget`, with post-copy `arm`, then `complete`, `start`, `settle`, and when nothing is missing `mend`. `discard` may come at any point before `start` and leaves nothing behind.
 pub trait Replica {
     /// One sentence that says what, where and what to do.
     type Error: Error + Send + Sync + 'static;
+    /// What serves its missing pages.
+    type Pager: Pager;
 
     /// Checks that the workload can live here and builds the empty shell. Errors are shown at the source.
     fn prepare(&mut self, spec: &[u8]) -> Result<(), Self::Error>;
@@ -144,15 +237,25 @@ pub trait Replica {
     /// [`Workload::scan_frozen`]), the last pages still come. Done while the source looks for them.
     fn load(&mut self, state: &[u8]) -> Result<(), Self::Error>;
 
-    /// All memory is there. The workload is complete afterwards but held by something that outlives us: from here on `start` or
+    /// These pages will come after the start. From here on whoever touches one of them waits, also in `complete`, which is called
+    /// while the pager is being served by other threads. Refuses pages whose absence cannot be served. `resources` must say
+    /// afterwards what [`Recover::pager`] needs.
+    fn arm(&mut self, missing: &[PageRun]) -> Result<Self::Pager, Self::Error>;
+
+    /// All other memory is there. The workload is complete afterwards but held by something that outlives us: from here on `start` or
     /// [`Recover::start`] is all it takes.
     fn complete(&mut self) -> Result<(), Self::Error>;
 
     /// Lets it run. Called once, after the commit was journalled. Idempotent.
     fn start(&mut self) -> Result<(), Self::Error>;
 
-    /// What can wait until it runs (huge pages mended, announcements repeated). Failures are only reported.
+    /// What can wait until it runs (announcements repeated). Failures are only reported.
     fn settle(&mut self) -> Result<(), Self::Error>;
+
+    /// What can wait until no page is missing (huge pages). Failures are only reported.
+    fn mend(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     /// Ends the shell and leaves nothing behind. Idempotent.
     fn discard(&mut self) -> Result<(), Self::Error>;
@@ -163,11 +266,19 @@ pub trait Replica {
 pub trait Recover {
     /// One sentence that says what, where and what to do.
     type Error: Error + Send + Sync + 'static;
+    /// What reads the memory of a frozen workload.
+    type Store: PageStore;
+    /// What serves missing pages.
+    type Pager: Pager;
 
     /// Source: the workload runs on here.
     fn stays(&self, resources: &[u8]) -> Result<(), Self::Error>;
     /// Source: the workload runs at the destination; end the copy here.
     fn moved(&self, resources: &[u8]) -> Result<(), Self::Error>;
+    /// Source: what its frozen memory can be read with, as in [`Workload::store`]. Fails if it is not there any more.
+    fn store(&self, resources: &[u8]) -> Result<Self::Store, Self::Error>;
+    /// Destination: the commit is journalled, and `start` was called; what is left to be fetched? Pauses the workload if something is.
+    fn pager(&self, resources: &[u8]) -> Result<Left<Self::Pager>, Self::Error>;
     /// Destination: nothing has started and never will.
     fn discard(&self, resources: &[u8]) -> Result<(), Self::Error>;
     /// Destination: the commit is journalled; make it run.

@@ -19,7 +19,7 @@ pub mod source;
 mod source_switch;
 pub mod summary;
 
-pub use contract::{Mode, Outcome, Recover, Replica, Workload};
+pub use contract::{Left, Mode, News, Outcome, PageStore, Pager, Recover, Replica, Tell, Workload};
 pub use destination::{Incoming, ReceiveOptions, Reception};
 pub use error::{Error, Failure, Result, Whereabouts};
 pub use guardian::{recover_stale, take_over, GuardianOptions, Settled};

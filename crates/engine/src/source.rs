@@ -295,6 +295,8 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             memory_bytes: self.tally.memory_pages.saturating_mul(whimbrel_policy::PAGE_SIZE),
             rounds: std::mem::take(&mut self.tally.rounds),
             phases: self.timeline.times().to_vec(),
+            preparation_us: 0,
+            residual: None,
         }
     }
 }

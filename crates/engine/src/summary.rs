@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use whimbrel_wire::{DestinationTimes, MigrationId};
+use whimbrel_wire::{DestinationTimes, FaultTimes, MigrationId};
 
 use crate::observer::{micros, Observer, Phase, PhaseTime, Progress, Round};
 
@@ -39,6 +39,47 @@ pub struct Summary {
     pub rounds: Vec<Round>,
     /// Phases at the source, in order.
     pub phases: Vec<PhaseTime>,
+    /// From the request until the freeze.
+    pub preparation_us: u64,
+    /// What followed after the switch-over, with a strategy that leaves pages for then.
+    pub residual: Option<ResidualSummary>,
+}
+
+/// The pages that followed after the switch-over (the measures of the post-copy paper; see [`whimbrel_policy::postcopy::Metrics`]).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResidualSummary {
+    /// The order of the push.
+    pub prepaging: String,
+    /// Pages that the destination lacked at the switch-over.
+    pub pages: u64,
+    /// Those that nobody had asked for when they were sent.
+    pub pages_pushed: u64,
+    /// Those that were sent because a thread waited for one of them.
+    pub pages_replied: u64,
+    /// Those of both that were full of zeros.
+    pub pages_zero: u64,
+    /// Pages sent again after a lost link.
+    pub pages_again: u64,
+    /// Pages that the workload had dropped before they were sent.
+    pub pages_spared: u64,
+    /// Pages for which at least one thread waited.
+    pub pages_faulted: u64,
+    /// Faults that waited for the network.
+    pub network_faults: u64,
+    /// Those of them whose page was on its way already.
+    pub faults_in_flight: u64,
+    /// Network faults that the push has spared, at most.
+    pub faults_avoided_max: u64,
+    /// Bytes of the push.
+    pub bytes_pushed: u64,
+    /// Bytes of replies.
+    pub bytes_replied: u64,
+    /// The resume time: from the switch-over until every page was there, lost links included.
+    pub duration_us: u64,
+    /// How often the link was lost and came back.
+    pub reconnects: u32,
+    /// How long faults took, as the destination saw it.
+    pub times: FaultTimes,
 }
 
 /// A migration that the destination received. Times in microseconds.

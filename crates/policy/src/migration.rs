@@ -7,8 +7,8 @@
 //!
 //! The state is captured before the last scan, because capturing may write in the workload's memory.
 //!
-//! A strategy that leaves a residue (post-copy, hybrid) sends no last pages: after the last scan come the drops and
-//! `HandOver`, and [`Migration::residual`] names what is to follow. A [`crate::postcopy::Residual`] decides how.
+//! A strategy that leaves a residue (post-copy, hybrid) sends only those last pages that are urgent ([`Scan::urgent`]), and
+//! [`Migration::residual`] names what is to follow. A [`crate::postcopy::Residual`] decides how.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -83,6 +83,9 @@ pub struct Scan {
     /// Only when the workload is frozen: every page with content of its own (no holes, zero pages, or
     /// unmodified file pages).
     pub present: Option<Vec<PageRun>>,
+    /// Only when the workload is frozen: pages that may not be left behind, because their absence cannot be served at the
+    /// destination or building it touches them. Names of pages that are not owed are ignored.
+    pub urgent: Vec<PageRun>,
 }
 
 /// What became of an [`Order::Send`]. Pages of the order that no list names were sent.
@@ -602,13 +605,15 @@ impl Migration {
         self.drops = self.ledger.frozen(&present, leaves_residue);
         self.memory_pages = self.memory_pages.max(present.len());
         let last = self.ledger.owed().clone();
-        if leaves_residue {
-            self.residual = last;
-            self.sending.pages = Pages::new();
-            self.phase = Phase::LastPages;
-        } else {
+        if !leaves_residue {
             self.begin_round(now, last, true);
+            return Ok(());
         }
+        let mut urgent = Pages::from_runs(&scan.urgent)?;
+        urgent.intersect_with(&last);
+        self.residual = last;
+        self.residual.subtract(&urgent);
+        self.begin_round(now, urgent, true);
         Ok(())
     }
 

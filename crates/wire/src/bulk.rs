@@ -1,6 +1,7 @@
 //! Layouts, pages and the state on a bulk stream, in one order.
 //!
 //! Payloads: `Layout` and `State` opaque bytes; `Pages` a run (24 bytes) and its content; `Zero` and `Drop` a run; `Barrier` its number, u64.
+//! `Missing`, `Settled`, `Refused` a run; `Hurry` and `Alive` nothing.
 //! A run is: space u32, 0 u32, first page u64, number of pages u64.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -114,6 +115,31 @@ impl<W: Write> BulkWriter<W> {
         self.runs(Kind::Drop, runs)
     }
 
+    /// Writes runs of pages that will come when the workload runs.
+    pub fn missing(&mut self, runs: &[Run]) -> Result<()> {
+        self.runs(Kind::Missing, runs)
+    }
+
+    /// Writes that pages are taken for settled.
+    pub fn settled(&mut self, runs: &[Run]) -> Result<()> {
+        self.runs(Kind::Settled, runs)
+    }
+
+    /// Writes that pages cannot or will not be sent.
+    pub fn refused(&mut self, runs: &[Run]) -> Result<()> {
+        self.runs(Kind::Refused, runs)
+    }
+
+    /// Writes that the workload shall wait for the rest.
+    pub fn hurry(&mut self) -> Result<()> {
+        self.opaque(Kind::Hurry, &[])
+    }
+
+    /// Writes a sign of life.
+    pub fn alive(&mut self) -> Result<()> {
+        self.opaque(Kind::Alive, &[])
+    }
+
     /// Writes a barrier.
     pub fn barrier(&mut self, number: u64) -> Result<()> {
         let header = Header {
@@ -178,6 +204,16 @@ pub enum Bulk<'a> {
     Drop(Run),
     /// To be acknowledged when everything before it was applied.
     Barrier(u64),
+    /// Pages that will come when the workload runs.
+    Missing(Run),
+    /// Pages that the source takes for settled: look again and wake who waits.
+    Settled(Run),
+    /// Pages that the source cannot or will not send.
+    Refused(Run),
+    /// The workload shall wait until everything has arrived.
+    Hurry,
+    /// Nothing, but the source lives.
+    Alive,
 }
 
 /// Reads a bulk stream through one buffer that is used again and again; content is not copied inside it, apart from
@@ -244,6 +280,11 @@ impl<R: Read> BulkReader<R> {
                 Ok(Some(Bulk::Barrier(u64::from_le_bytes(self.take_array()?))))
             }
             Kind::Barrier => Err(Error::Damaged { what: "a barrier" }),
+            Kind::Missing => Ok(Some(Bulk::Missing(self.run(header, false)?))),
+            Kind::Settled => Ok(Some(Bulk::Settled(self.run(header, false)?))),
+            Kind::Refused => Ok(Some(Bulk::Refused(self.run(header, false)?))),
+            Kind::Hurry => Ok(Some(Bulk::Hurry)),
+            Kind::Alive => Ok(Some(Bulk::Alive)),
             other => Err(Error::Unknown {
                 what: "bulk frame",
                 value: other as u64,

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub const HEADER_BYTES: usize = 8;
 /// Another frame of the same kind goes on where this one ends.
 pub const MORE: u8 = 1;
+/// A fault was told before.
+pub const REPEATED: u8 = 2;
 
 const KIB: u32 = 1 << 10;
 const MIB: u32 = 1 << 20;
@@ -49,6 +51,28 @@ pub enum Kind {
     Barrier = 20,
     /// Bulk: the state beside the memory.
     State = 21,
+    /// Bulk, and faults to the source: a run of pages that the destination lacks.
+    Missing = 22,
+    /// Faults, to the destination: a run of pages that the source takes for settled; look again and wake.
+    Settled = 32,
+    /// Faults, to the destination: a run of pages that the source cannot or will not send.
+    Refused = 33,
+    /// Faults, to the destination: hold the workload until everything has arrived.
+    Hurry = 34,
+    /// Faults, both ways: nothing to say, but alive.
+    Alive = 35,
+    /// Faults, to the source: a thread waits for a page.
+    Fault = 48,
+    /// Faults, to the source: every page of a piece was placed.
+    Acked = 49,
+    /// Faults, to the source: a run of pages that is not wanted any more.
+    Gone = 50,
+    /// Faults, to the source: all missing pages were named.
+    Listed = 51,
+    /// Faults, to the source: how long faults took.
+    Times = 52,
+    /// Faults, to the source: the workload has ended, or lacks nothing.
+    Ended = 53,
 }
 
 impl Kind {
@@ -62,6 +86,17 @@ impl Kind {
             19 => Kind::Drop,
             20 => Kind::Barrier,
             21 => Kind::State,
+            22 => Kind::Missing,
+            32 => Kind::Settled,
+            33 => Kind::Refused,
+            34 => Kind::Hurry,
+            35 => Kind::Alive,
+            48 => Kind::Fault,
+            49 => Kind::Acked,
+            50 => Kind::Gone,
+            51 => Kind::Listed,
+            52 => Kind::Times,
+            53 => Kind::Ended,
             other => {
                 return Err(Error::Unknown {
                     what: "frame kind",
@@ -82,6 +117,17 @@ impl Kind {
             Kind::Zero => "a run of zero pages",
             Kind::Drop => "a run of dropped pages",
             Kind::Barrier => "a barrier",
+            Kind::Missing => "a run of missing pages",
+            Kind::Settled => "a run of settled pages",
+            Kind::Refused => "a run of refused pages",
+            Kind::Hurry => "a call to hurry",
+            Kind::Alive => "a sign of life",
+            Kind::Fault => "a fault",
+            Kind::Acked => "an acknowledgement",
+            Kind::Gone => "a run of unwanted pages",
+            Kind::Listed => "the end of a list",
+            Kind::Times => "times of faults",
+            Kind::Ended => "the end of the faults",
         }
     }
 
@@ -93,14 +139,20 @@ impl Kind {
             Kind::State => STATE_BYTES_MAX,
             Kind::Layout => LAYOUT_BYTES_MAX,
             Kind::Pages => RUN_BYTES as u32 + FRAME_PAGES_MAX * PAGE_BYTES as u32,
-            Kind::Zero | Kind::Drop => RUN_BYTES as u32,
-            Kind::Barrier => 8,
+            Kind::Zero | Kind::Drop | Kind::Missing | Kind::Settled | Kind::Refused | Kind::Gone => {
+                RUN_BYTES as u32
+            }
+            Kind::Barrier | Kind::Acked => 8,
+            Kind::Fault => FAULT_BYTES as u32,
+            Kind::Hurry | Kind::Alive | Kind::Listed | Kind::Ended => 0,
+            Kind::Times => MESSAGE_BYTES_MAX,
         }
     }
 
     fn flags_allowed(self) -> u8 {
         match self {
             Kind::Spec => MORE,
+            Kind::Fault => REPEATED,
             _ => 0,
         }
     }
@@ -152,6 +204,9 @@ pub(crate) fn too_long(kind: Kind, bytes: u64, bytes_max: u64) -> Error {
         bytes_max,
     }
 }
+
+/// Bytes of a fault on the wire: space u32, thread u32, page u64.
+pub const FAULT_BYTES: usize = 16;
 
 /// Bytes of a [`Run`] on the wire.
 pub const RUN_BYTES: usize = 24;

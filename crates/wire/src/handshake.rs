@@ -80,8 +80,10 @@ pub enum StreamKind {
     Control,
     /// Layouts and pages, from the source to the destination.
     Bulk(u16),
-    /// Page faults and their answers (post-copy).
-    Fault,
+    /// Post-copy, both ways: page faults and acknowledgements, and the answers to them. Its number joins it to a push stream.
+    Fault(u16),
+    /// Post-copy: pages that nobody waits for.
+    Push(u16),
     /// A source that lost its destination asks whether the workload was started there.
     Query,
 }
@@ -91,8 +93,9 @@ impl StreamKind {
         match self {
             StreamKind::Control => (1, 0),
             StreamKind::Bulk(index) => (2, index),
-            StreamKind::Fault => (3, 0),
+            StreamKind::Fault(session) => (3, session),
             StreamKind::Query => (4, 0),
+            StreamKind::Push(session) => (5, session),
         }
     }
 
@@ -100,8 +103,9 @@ impl StreamKind {
         match (kind, index) {
             (1, 0) => Ok(StreamKind::Control),
             (2, index) => Ok(StreamKind::Bulk(index)),
-            (3, 0) => Ok(StreamKind::Fault),
+            (3, session) => Ok(StreamKind::Fault(session)),
             (4, 0) => Ok(StreamKind::Query),
+            (5, session) => Ok(StreamKind::Push(session)),
             _ => Err(Error::Unknown {
                 what: "stream kind",
                 value: u64::from(kind),

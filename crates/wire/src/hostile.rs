@@ -7,6 +7,7 @@ use crate::bulk::{Bulk, BulkReader};
 use crate::control::MessageDecoder;
 use crate::handshake::{initiate, respond, StreamKind};
 use crate::key::{Key, MigrationId};
+use crate::wish::{Wish, WishReader};
 
 /// Bytes on a control stream, arriving in pieces of `piece` bytes. Returns how many messages were understood.
 pub fn control(bytes: &[u8], piece: usize) -> usize {
@@ -39,6 +40,19 @@ pub fn bulk(bytes: &[u8]) -> usize {
         frames += 1;
     }
     frames
+}
+
+/// Bytes of a destination on the stream for faults. Returns how many wishes were understood.
+pub fn wishes(bytes: &[u8]) -> usize {
+    let mut reader = WishReader::new(bytes);
+    let mut wishes = 0;
+    while let Ok(Some(wish)) = reader.next_wish() {
+        if let Wish::Gone(run) | Wish::Missing(run) = wish {
+            assert!(run.count > 0 && run.first.checked_add(run.count).is_some());
+        }
+        wishes += 1;
+    }
+    wishes
 }
 
 /// Bytes of a peer that greets us, as responder and as initiator. True if one of them believed it: a stranger has no key.

@@ -8,6 +8,7 @@
 //! | [`frame`] | the header before everything else, and the limits |
 //! | [`control`] | messages |
 //! | [`bulk`] | layouts and pages |
+//! | [`wish`] | faults and acknowledgements of post-copy |
 //!
 //! Whatever arrives is hostile: no input makes a decoder panic, and none makes it reserve memory beyond what has arrived.
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod handshake;
 #[doc(hidden)]
 pub mod hostile;
 pub mod key;
+pub mod wish;
 
 pub use bulk::{Bulk, BulkReader, BulkWriter};
 pub use control::{write_message, DestinationTimes, Message, MessageDecoder, Sentence};
@@ -27,3 +29,4 @@ pub use error::{Error, Result};
 pub use frame::{Run, FRAME_PAGES_MAX, PAGE_BYTES};
 pub use handshake::{initiate, respond, Greeting, StreamKind, Versions};
 pub use key::{Key, MigrationId};
+pub use wish::{write_wishes, FaultTimes, Latency, Wish, WishReader};

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use whimbrel_wire::{hostile, write_message, BulkWriter, DestinationTimes, Message, Run, Sentence};
+use whimbrel_wire::{
+    hostile, write_message, write_wishes, BulkWriter, DestinationTimes, FaultTimes, Latency, Message, Run,
+    Sentence, Wish,
+};
 
 fn good_control() -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -36,7 +39,42 @@ fn good_bulk() -> Vec<u8> {
     writer.zeros(&[run(100, 1 << 30), run(20, 1)]).unwrap();
     writer.drops(&[run(200, 1 << 30)]).unwrap();
     writer.barrier(3).unwrap();
+    writer.missing(&[run(300, 1 << 20)]).unwrap();
+    writer.settled(&[run(1, 1)]).unwrap();
+    writer.refused(&[run(2, 1)]).unwrap();
+    writer.hurry().unwrap();
+    writer.alive().unwrap();
     writer.stream().clone()
+}
+
+fn good_wishes() -> Vec<u8> {
+    let run = Run {
+        space: 0,
+        first: 9,
+        count: 1 << 20,
+    };
+    let fault = Wish::Fault {
+        space: 0,
+        page: 7,
+        thread: 3,
+        repeated: true,
+    };
+    let times = Wish::Times(FaultTimes {
+        threads: vec![(1, Latency::default()); 9],
+        ..FaultTimes::default()
+    });
+    let wishes = [
+        fault,
+        Wish::Acked(2),
+        Wish::Gone(run),
+        Wish::Missing(run),
+        Wish::Listed,
+        times,
+        Wish::Ended,
+    ];
+    let mut bytes = Vec::new();
+    write_wishes(&mut bytes, &wishes).unwrap();
+    bytes
 }
 
 /// Flips some bits of `bytes`, most of them near the frame headers at the start.
@@ -56,7 +94,13 @@ proptest! {
     fn arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..50) {
         hostile::control(&bytes, piece);
         hostile::bulk(&bytes);
+        hostile::wishes(&bytes);
         prop_assert!(!hostile::greeting(&bytes));
+    }
+
+    #[test]
+    fn wishes_with_damage(bytes in damaged(good_wishes())) {
+        hostile::wishes(&bytes);
     }
 
     #[test]
