@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{
-    migrate, Journals, Mode, Outcome, Phase, ReceiveOptions, Reception, Recover, Replica, SourceOptions,
-    Workload,
+    migrate, Journals, Left, Mode, Never, Outcome, Phase, ReceiveOptions, Reception, Recover, Replica,
+    SourceOptions, Workload,
 };
 use whimbrel_policy::{Hints, Limits, Migration, PageRun, Scan, SpaceId, StopCopy};
 use whimbrel_wire::{Key, MigrationId};
@@ -39,6 +39,11 @@ impl Memory {
 
 impl Workload for Memory {
     type Error = Infallible;
+    type Store = Never;
+
+    fn store(&mut self) -> Result<Never, Infallible> {
+        unreachable!("nothing is left behind")
+    }
 
     fn describe(&mut self) -> Result<Vec<u8>, Infallible> {
         Ok((self.0.len() as u64).to_le_bytes().to_vec())
@@ -105,6 +110,11 @@ impl Workload for Memory {
 
 impl Replica for Memory {
     type Error = Infallible;
+    type Pager = Never;
+
+    fn arm(&mut self, _: &[PageRun]) -> Result<Never, Infallible> {
+        unreachable!("nothing is left behind")
+    }
 
     fn prepare(&mut self, spec: &[u8]) -> Result<(), Infallible> {
         let bytes = spec
@@ -162,6 +172,16 @@ struct Nothing;
 
 impl Recover for Nothing {
     type Error = Infallible;
+    type Store = Never;
+    type Pager = Never;
+
+    fn store(&self, _: &[u8]) -> Result<Never, Infallible> {
+        unreachable!("nothing is left behind")
+    }
+
+    fn pager(&self, _: &[u8]) -> Result<Left<Never>, Infallible> {
+        Ok(Left::Nothing)
+    }
 
     fn stays(&self, _: &[u8]) -> Result<(), Infallible> {
         Ok(())
@@ -223,6 +243,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             workload_name: "memory".into(),
             migration: Migration::new(Box::new(StopCopy), Limits::default(), Hints::default()),
             link_timeout: Duration::from_secs(10),
+            residual: Default::default(),
             followed: false,
             ask_for: Duration::ZERO,
             journals: journals.clone(),

@@ -120,6 +120,62 @@ pub trait Pager: Send + Sync + 'static {
     fn give_up(&self, sentence: &str) -> Result<(), Self::Error>;
 }
 
+/// For workloads without post-copy: a store and a pager that cannot exist.
+#[derive(Clone, Copy, Debug)]
+pub enum Never {}
+
+impl PageStore for Never {
+    type Error = std::convert::Infallible;
+
+    fn read(&mut self, _: &[PageRun], _: &mut [u8], _: &mut Vec<PageRun>) -> Result<(), Self::Error> {
+        match *self {}
+    }
+}
+
+impl Pager for Never {
+    type Error = std::convert::Infallible;
+
+    fn serve(&self, _: Duration, _: Tell<'_>) -> Result<bool, Self::Error> {
+        match *self {}
+    }
+
+    fn place(&self, _: PageRun, _: Option<&[u8]>, _: Tell<'_>) -> Result<(), Self::Error> {
+        match *self {}
+    }
+
+    fn look_again(&self, _: PageRun) -> Result<(), Self::Error> {
+        match *self {}
+    }
+
+    fn missing_pages(&self) -> u64 {
+        match *self {}
+    }
+
+    fn missing(&self) -> Vec<PageRun> {
+        match *self {}
+    }
+
+    fn waiting(&self) -> Vec<Fault> {
+        match *self {}
+    }
+
+    fn times(&self) -> FaultTimes {
+        match *self {}
+    }
+
+    fn pause(&self) -> Result<(), Self::Error> {
+        match *self {}
+    }
+
+    fn finish(&self) -> Result<(), Self::Error> {
+        match *self {}
+    }
+
+    fn give_up(&self, _: &str) -> Result<(), Self::Error> {
+        match *self {}
+    }
+}
+
 /// What is left to be fetched for a replica whose controller is dead.
 #[derive(Debug)]
 pub enum Left<P> {

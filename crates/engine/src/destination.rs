@@ -15,12 +15,14 @@ use whimbrel_policy::switchover::{
     DestinationAction, DestinationEnd, DestinationInput, DestinationJournal, DestinationSwitch,
     Message as Word,
 };
-use whimbrel_wire::{DestinationTimes, Key, Message, MigrationId};
+use whimbrel_policy::{PageRun, Pages};
+use whimbrel_wire::{DestinationTimes, Key, Message, MigrationId, StreamKind};
 
 use crate::contract::{Recover, Replica};
 use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationLeft, Ear};
 use crate::door::{Arrival, Door, Visit};
 use crate::error::{Error, Failure, Result, Whereabouts};
+use crate::fetch::{join, Fetch};
 use crate::guardian::answer_arrival;
 use crate::inbox::{Inbox, Taken};
 use crate::intake::take_in;
@@ -211,6 +213,9 @@ impl Reception {
             bulk_bytes: 0,
             total_us: 0,
             started: false,
+            link_timeout: self.options.link_timeout,
+            fetch: None,
+            is_mended: false,
         };
         if let Err(error) = destination.prepare(&spec, &mut journal) {
             let refused = refuse(&control, error);
@@ -259,7 +264,10 @@ impl Reception {
         };
         let why = driver.failures.why.take().unwrap_or(Error::Fenced);
         let committed = driver.switch.is_committed();
-        let destination = driver.host;
+        let mut destination = driver.host;
+        if committed && !destination.is_fetching() {
+            destination.mend();
+        }
         destination.timeline.end();
         let failure = |error, whereabouts| Err(Failure { error, whereabouts });
         match left {
@@ -288,6 +296,8 @@ impl Reception {
             workload: String::new(),
             resources: Vec::new(),
             pid: 0,
+            residual: None,
+            listen: Some(self.address.to_string()),
         }
     }
 }
@@ -302,7 +312,7 @@ fn refuse(control: &ControlLink, error: Error) -> Failure {
 }
 
 /// One migration that is being received: does what the switch-over decides.
-struct Destination<'a, 'o, R> {
+struct Destination<'a, 'o, R: Replica> {
     replica: &'a mut R,
     source: &'a str,
     timeline: &'a mut Timeline<'o>,
@@ -313,6 +323,10 @@ struct Destination<'a, 'o, R> {
     /// When it ran here.
     total_us: u64,
     started: bool,
+    link_timeout: Duration,
+    /// What it lacks is fetched.
+    fetch: Option<Fetch<R::Pager>>,
+    is_mended: bool,
 }
 
 impl<R: Replica> Destination<'_, '_, R> {
@@ -348,8 +362,25 @@ impl<R: Replica> Destination<'_, '_, R> {
             times.build_us = micros(begun.elapsed());
             Ok(())
         };
-        self.bulk_bytes = take_in(self.replica, journal, control, bulk, self.source, load)?;
+        let taken = take_in(self.replica, journal, control, bulk, self.source, load)?;
+        self.bulk_bytes = taken.bytes;
+        if !taken.missing.is_empty() {
+            self.arm(&taken.missing, inbox)?;
+        }
         journal.set_resources(self.replica.resources())
+    }
+
+    /// From here on missing pages are fetched, also for whoever touches them while the replica is completed.
+    fn arm(&mut self, missing: &Pages, inbox: &mut Inbox) -> Result<()> {
+        let runs: Vec<PageRun> = missing.runs().collect();
+        let pager = self.replica.arm(&runs).map_err(Error::workload)?;
+        let mut fetch = Fetch::start(pager, self.link_timeout)?;
+        for _ in 0..2 {
+            let (kind, stream) = inbox.wait_joined()?;
+            fetch.join(kind, stream, true)?;
+        }
+        self.fetch = Some(fetch);
+        Ok(())
     }
 
     /// The time since this was asked before.
@@ -363,6 +394,7 @@ impl<R: Replica> Destination<'_, '_, R> {
             id,
             source: self.source.to_owned(),
             bulk_bytes: self.bulk_bytes,
+            fault_times: self.fetch.as_ref().map(Fetch::times),
             total_us: self.total_us,
             times: self.times,
             phases: self.timeline.times().to_vec(),
@@ -373,6 +405,20 @@ impl<R: Replica> Destination<'_, '_, R> {
     fn settle(&mut self) {
         self.timeline.begin(Phase::Settle);
         if let Err(e) = self.replica.settle() {
+            self.warn(&e.to_string());
+        }
+        match &self.fetch {
+            Some(_) => self.timeline.begin(Phase::Fetch),
+            None => self.mend(),
+        }
+    }
+
+    /// What can wait until nothing is missing.
+    fn mend(&mut self) {
+        if std::mem::replace(&mut self.is_mended, true) {
+            return;
+        }
+        if let Err(e) = self.replica.mend() {
             self.warn(&e.to_string());
         }
     }
@@ -419,7 +465,11 @@ impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
     }
 
     fn discard(&mut self, _: &[u8]) -> Result<()> {
-        self.replica.discard().map_err(Error::workload)
+        let ended = self.fetch.take();
+        // Served until it is gone: what discards it may touch what is missing.
+        let discarded = self.replica.discard().map_err(Error::workload);
+        drop(ended);
+        discarded
     }
 
     fn times(&self) -> DestinationTimes {
@@ -428,5 +478,23 @@ impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
 
     fn warn(&mut self, sentence: &str) {
         self.timeline.observer.warning(sentence);
+    }
+
+    fn join(&mut self, kind: StreamKind, stream: TcpStream) {
+        if let Err(error) = join(&mut self.fetch, kind, stream) {
+            self.warn(&error.to_string());
+        }
+    }
+
+    fn is_fetching(&mut self) -> bool {
+        let Some(fetch) = &self.fetch else {
+            return false;
+        };
+        let (warnings, complete) = (fetch.warnings(), fetch.is_complete());
+        warnings.iter().for_each(|warning| self.warn(warning));
+        if complete && self.started {
+            self.mend();
+        }
+        !complete
     }
 }

@@ -21,6 +21,8 @@ use crate::journal::{Journal, State};
 use crate::link::{hear, ControlLink, Event};
 use crate::source_switch::to_wire;
 
+/// How often it is looked whether pages are still missing.
+const FETCH_LOOK: Duration = Duration::from_millis(100);
 /// How long a source that lives may take for its next word.
 const WORD_MAX: Duration = Duration::from_secs(600);
 
@@ -40,6 +42,12 @@ pub(crate) trait DestinationHost {
     }
     /// Something that the user should know.
     fn warn(&mut self, _sentence: &str) {}
+    /// A stream of post-copy has come.
+    fn join(&mut self, _kind: StreamKind, _stream: TcpStream) {}
+    /// True while the workload lacks pages: the source is waited for, however long.
+    fn is_fetching(&mut self) -> bool {
+        false
+    }
 }
 
 /// Where the source's words come from.
@@ -249,13 +257,17 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             if let Some(input) = self.hear_query() {
                 return Some(input);
             }
-            let until = self.deadline();
+            let until = match self.host.is_fetching() {
+                true => Instant::now() + FETCH_LOOK,
+                false => self.deadline(),
+            };
             if Instant::now() >= until {
                 return None;
             }
             match self.hear_ear(until)? {
                 Heard::Input(input) => return Some(input),
                 Heard::Query(stream) => self.query = Some(stream),
+                Heard::Joined(kind, stream) => self.host.join(kind, stream),
                 Heard::Nothing => {}
             }
         }
@@ -284,12 +296,19 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             .get_or_insert_with(|| Instant::now() + self.answer_for)
     }
 
+    fn waits_for_pages(&mut self, event: &Option<Event>) -> bool {
+        event.is_none() && self.host.is_fetching()
+    }
+
     /// `None` if nothing will come any more.
     fn hear_ear(&mut self, until: Instant) -> Option<Heard> {
         match &mut self.ear {
             Ear::Deaf => None,
             Ear::Inbox(inbox) => {
                 let event = inbox.next_event(until);
+                if self.waits_for_pages(&event) {
+                    return Some(Heard::Nothing);
+                }
                 Some(self.understand(event))
             }
             Ear::Door(_) if self.cancel.load(Ordering::Relaxed) => None,
@@ -299,12 +318,11 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 };
                 let key = self.journal.as_ref().map(|journal| journal.record().key.clone());
                 let id = self.id;
-                let key_of = |asked, kind| key.filter(|_| asked == id && kind == StreamKind::Query);
-                let greeted = greet(&stream, self.link_timeout, key_of).is_ok();
-                Some(if greeted {
-                    Heard::Query(stream)
-                } else {
-                    Heard::Nothing
+                let key_of = |asked, kind| key.filter(|_| asked == id && is_for_a_guardian(kind));
+                Some(match greet(&stream, self.link_timeout, key_of) {
+                    Ok(greeting) if greeting.kind == StreamKind::Query => Heard::Query(stream),
+                    Ok(greeting) => Heard::Joined(greeting.kind, stream),
+                    Err(_) => Heard::Nothing,
                 })
             }
         }
@@ -313,6 +331,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
     fn understand(&mut self, event: Option<Event>) -> Heard {
         Heard::Input(match event {
             Some(Event::Queried(stream)) => return Heard::Query(stream),
+            Some(Event::Joined(kind, stream)) => return Heard::Joined(kind, stream),
             Some(Event::Message(message)) => match message {
                 Message::Offer => DestinationInput::Message(Word::Offer),
                 Message::Released => DestinationInput::Message(Word::Released),
@@ -354,9 +373,18 @@ fn input_of(done: bool) -> DestinationInput {
     }
 }
 
+/// What a source may want of a destination whose controller is dead.
+fn is_for_a_guardian(kind: StreamKind) -> bool {
+    matches!(
+        kind,
+        StreamKind::Query | StreamKind::Fault(_) | StreamKind::Push(_)
+    )
+}
+
 enum Heard {
     Input(DestinationInput),
     Query(TcpStream),
+    Joined(StreamKind, TcpStream),
     Nothing,
 }
 
@@ -379,7 +407,7 @@ impl State {
             State::Prepared => Some(DestinationJournal::Prepared),
             State::Started => Some(DestinationJournal::Started),
             State::Fenced => Some(DestinationJournal::Fenced),
-            State::Offered | State::Released | State::Stayed => None,
+            State::Offered | State::Serving | State::Released | State::Stayed => None,
         }
     }
 }

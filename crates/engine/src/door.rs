@@ -3,7 +3,7 @@
 //! | connection | nothing is received | its migration is received | another one is |
 //! |---|---|---|---|
 //! | control | a new migration begins | refused | refused |
-//! | bulk | closed | joins it | closed |
+//! | bulk, faults, push | closed | joins it | closed |
 //! | query | answered from the journals | ends it, and is answered | "undecided, ask again" |
 
 use std::io;
@@ -209,7 +209,7 @@ impl Shared {
     fn key_of(&self, id: MigrationId, kind: StreamKind) -> Option<Key> {
         match kind {
             StreamKind::Control => Some(self.key.clone()),
-            StreamKind::Bulk(0) => lock(&self.current)
+            StreamKind::Bulk(0) | StreamKind::Fault(_) | StreamKind::Push(_) => lock(&self.current)
                 .as_ref()
                 .filter(|current| current.id == id)
                 .map(|_| self.key.clone()),
@@ -230,6 +230,9 @@ impl Shared {
         match (greeting.kind, current) {
             (StreamKind::Bulk(_), Some(current)) if current.id == id => {
                 let _ = current.sender.send(Event::Bulk(stream));
+            }
+            (kind @ (StreamKind::Fault(_) | StreamKind::Push(_)), Some(current)) if current.id == id => {
+                let _ = current.sender.send(Event::Joined(kind, stream));
             }
             (StreamKind::Query, Some(current)) if current.id == id => {
                 let _ = current.sender.send(Event::Queried(stream));

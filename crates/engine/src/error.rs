@@ -85,6 +85,16 @@ pub enum Error {
         /// The source's address.
         source_address: String,
     },
+    /// Source: it runs at the destination, which still lacks pages that are here.
+    #[error("{workload} runs at the destination, but pages of its memory are still here ({why}): the frozen copy is kept for them; see `whimbrel ps`, and `whimbrel resume {id}` goes on sending")]
+    Unserved {
+        /// The migration.
+        id: whimbrel_wire::MigrationId,
+        /// The workload's name.
+        workload: String,
+        /// Why nobody sends them now.
+        why: String,
+    },
     /// The user does not want it any more.
     #[error("cancelled")]
     Cancelled,

@@ -4,20 +4,27 @@
 //! that the journal names. Every step is idempotent, may break off anywhere and be done again.
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::Arc;
 use std::time::Duration;
 
+use whimbrel_policy::postcopy::Path;
 use whimbrel_policy::switchover::{DestinationEnd, DestinationSwitch, SourceEnd, SourceSwitch};
-use whimbrel_wire::{write_message, Message, MigrationId};
+use whimbrel_wire::{write_message, Message, MigrationId, StreamKind};
 
-use crate::contract::{Outcome, Recover};
+use crate::contract::{Left, Outcome, Recover};
 use crate::destination_switch::{DestinationDriver, DestinationHost, DestinationLeft, Ear};
 use crate::error::{Error, Result};
+use crate::fetch::{join, Fetch};
 use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State, FENCED_MAX};
+use crate::link::LINK_TIMEOUT;
+use crate::serve::{Route, Server, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
+
+/// How often a server is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How to recover.
 #[derive(Debug)]
@@ -33,6 +40,9 @@ pub struct GuardianOptions<'a> {
     /// Destination: how long questions are answered. Source: how long a destination that may wait for it is told where the
     /// workload is.
     pub answer_for: Duration,
+    /// Whether pages that are still at the source are sent and fetched, which takes as long as it takes. If not, they wait: the workload
+    /// runs, but for threads that need one of them.
+    pub follow: bool,
     /// Set when it shall end early.
     pub cancel: &'a AtomicBool,
 }
@@ -46,6 +56,8 @@ pub enum Settled {
     Stays,
     /// Source: it runs at the destination; its copy is gone.
     Moved,
+    /// Source: it runs at the destination, and pages of it are still here, in the frozen copy. Nobody sends them now.
+    Serving,
     /// Source: it stays frozen until the destination answers.
     Undecided,
     /// Source: taken back by force, and yet it runs at the destination, too: one of the two must be ended.
@@ -112,7 +124,9 @@ fn settle_source<C: Recover>(
     let (_, nothing) = channel();
     let line = SourceLine::new(Inbox::new(nothing, Arc::default()));
     let switch = SourceSwitch::recover(Some(decided));
-    match SourceDriver::new(switch, Some(journal), line, Recovering(recover), patience).run() {
+    let host = Recovering::new(recover, options.follow, options.link_timeout, options.cancel);
+    match SourceDriver::new(switch, Some(journal), line, host, patience).run() {
+        SourceLeft::Serving(_) => Ok(Settled::Serving),
         SourceLeft::End(SourceEnd::Nothing) => Ok(Settled::Nothing),
         SourceLeft::End(SourceEnd::Moved) => Ok(Settled::Moved),
         SourceLeft::End(SourceEnd::Stays) => Ok(Settled::Stays),
@@ -128,7 +142,10 @@ fn settle_destination<C: Recover>(
     options: &GuardianOptions<'_>,
 ) -> Result<Settled> {
     let ear = options.listener.map_or(Ear::Deaf, Ear::Door);
-    let mut driver = recovering(journal, recover, ear, options.cancel)?;
+    // Without a socket the source cannot come.
+    let follow = options.follow && options.listener.is_some();
+    let mut driver = recovering(journal, recover, follow, ear, options.cancel)?;
+    driver.host.timeout = options.link_timeout;
     driver.link_timeout = options.link_timeout;
     driver.answer_for = options.answer_for;
     match driver.run() {
@@ -144,6 +161,7 @@ fn settle_destination<C: Recover>(
 fn recovering<'a, C: Recover>(
     journal: Journal,
     recover: &'a C,
+    follow: bool,
     ear: Ear<'a>,
     cancel: &'a AtomicBool,
 ) -> Result<DestinationDriver<'a, Recovering<'a, C>>> {
@@ -155,7 +173,7 @@ fn recovering<'a, C: Recover>(
         id,
         Some(journal),
         ear,
-        Recovering(recover),
+        Recovering::new(recover, follow, LINK_TIMEOUT, cancel),
         cancel,
     ))
 }
@@ -182,10 +200,11 @@ pub(crate) fn answer_arrival<C: Recover>(
     };
     let never = AtomicBool::new(false);
     let mut driver = match journal {
-        Some(journal) => recovering(journal, recover, Ear::Deaf, &never)?,
+        Some(journal) => recovering(journal, recover, false, Ear::Deaf, &never)?,
         None => {
             let switch = DestinationSwitch::recover(None);
-            DestinationDriver::new(switch, id, None, Ear::Deaf, Recovering(recover), &never)
+            let host = Recovering::new(recover, false, timeout, &never);
+            DestinationDriver::new(switch, id, None, Ear::Deaf, host, &never)
         }
     };
     driver.query = Some(stream);
@@ -197,17 +216,72 @@ pub(crate) fn answer_arrival<C: Recover>(
 }
 
 /// Does from the journal's resources what the dead controller would have done.
-struct Recovering<'a, C>(&'a C);
+struct Recovering<'a, C: Recover> {
+    recover: &'a C,
+    follow: bool,
+    timeout: Duration,
+    cancel: &'a AtomicBool,
+    fetch: Option<Fetch<C::Pager>>,
+}
+
+impl<'a, C: Recover> Recovering<'a, C> {
+    fn new(recover: &'a C, follow: bool, timeout: Duration, cancel: &'a AtomicBool) -> Self {
+        Self {
+            recover,
+            follow,
+            timeout,
+            cancel,
+            fetch: None,
+        }
+    }
+
+    fn server(&self, record: &Record) -> Result<Server> {
+        let store = || self.recover.store(&record.resources).map_err(Error::workload);
+        let stores = Stores {
+            replies: store()?,
+            push: store()?,
+        };
+        let route = Route {
+            address: record.peer.clone(),
+            key: record.key.clone(),
+            id: record.id,
+            timeout: self.timeout,
+        };
+        let options = record.residual.unwrap_or_default();
+        // What is missing only the destination knows now.
+        Server::start(None, None, route, stores, options, Path::default())
+    }
+}
 
 impl<C: Recover> SourceHost for Recovering<'_, C> {
     fn hold(&mut self) -> Result<()> {
         Err(Error::Internal("nothing to hold".into()))
     }
 
+    fn serve(&mut self, record: &Record) -> Result<()> {
+        let unserved = |why: &str| Error::Unserved {
+            id: record.id,
+            workload: record.workload.clone(),
+            why: why.to_owned(),
+        };
+        if !self.follow {
+            return Err(unserved("nobody sends them just now"));
+        }
+        let server = self.server(record)?;
+        loop {
+            match server.wait(LOOK_EVERY) {
+                Waited::Done => return Ok(()),
+                Waited::GivenUp(why) => return Err(unserved(&why)),
+                Waited::Going if self.cancel.load(Ordering::Relaxed) => return Err(unserved("cancelled")),
+                Waited::Going => {}
+            }
+        }
+    }
+
     fn release(&mut self, outcome: Outcome, resources: &[u8]) -> Result<()> {
         match outcome {
-            Outcome::Moved => self.0.moved(resources),
-            Outcome::Stays => self.0.stays(resources),
+            Outcome::Moved => self.recover.moved(resources),
+            Outcome::Stays => self.recover.stays(resources),
         }
         .map_err(Error::workload)
     }
@@ -219,10 +293,26 @@ impl<C: Recover> DestinationHost for Recovering<'_, C> {
     }
 
     fn start(&mut self, resources: &[u8]) -> Result<()> {
-        self.0.start(resources).map_err(Error::workload)
+        self.recover.start(resources).map_err(Error::workload)?;
+        if !self.follow || self.fetch.is_some() {
+            return Ok(());
+        }
+        if let Left::Pages(pager) = self.recover.pager(resources).map_err(Error::workload)? {
+            self.fetch = Some(Fetch::start(pager, self.timeout)?);
+        }
+        Ok(())
     }
 
     fn discard(&mut self, resources: &[u8]) -> Result<()> {
-        self.0.discard(resources).map_err(Error::workload)
+        self.recover.discard(resources).map_err(Error::workload)
+    }
+
+    fn join(&mut self, kind: StreamKind, stream: TcpStream) {
+        // A stream that fails is lost, and the source comes again.
+        let _ = join(&mut self.fetch, kind, stream);
+    }
+
+    fn is_fetching(&mut self) -> bool {
+        self.fetch.as_ref().is_some_and(|fetch| !fetch.is_complete())
     }
 }

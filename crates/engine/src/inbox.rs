@@ -1,12 +1,13 @@
 //! What has arrived for the thread that drives a migration.
 
 use std::collections::VecDeque;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use whimbrel_wire::Message;
+use whimbrel_wire::{Message, StreamKind};
 
 use crate::error::{Error, Result};
 use crate::link::Event;
@@ -27,6 +28,8 @@ pub(crate) struct Inbox {
     acked: u64,
     /// What came before it was waited for: a destination may be prepared before the source holds.
     early: VecDeque<Event>,
+    /// Streams of post-copy; they come long before they are needed.
+    joined: VecDeque<(StreamKind, TcpStream)>,
     /// The event that ended the migration was taken out.
     ended: bool,
 }
@@ -38,6 +41,7 @@ impl Inbox {
             cancel,
             acked: 0,
             early: VecDeque::new(),
+            joined: VecDeque::new(),
             ended: false,
         }
     }
@@ -93,6 +97,18 @@ impl Inbox {
         }
     }
 
+    /// Waits for a stream of post-copy.
+    pub fn wait_joined(&mut self) -> Result<(StreamKind, TcpStream)> {
+        let until = Instant::now() + ANSWER_MAX;
+        loop {
+            if let Some(joined) = self.joined.pop_front() {
+                return Ok(joined);
+            }
+            let event = self.next(until, "a stream for faults")?;
+            self.expect_nothing(event)?;
+        }
+    }
+
     /// Waits for a message without content.
     pub fn wait_for(&mut self, message: &Message) -> Result<()> {
         self.wait(message.name(), |event| match event {
@@ -120,6 +136,9 @@ impl Inbox {
 
     /// Waits for the next event of any kind. `None` when the time is over.
     pub fn next_event(&mut self, until: Instant) -> Option<Event> {
+        if let Some((kind, stream)) = self.joined.pop_front() {
+            return Some(Event::Joined(kind, stream));
+        }
         if let Some(event) = self.early.pop_front() {
             return Some(event);
         }
@@ -136,6 +155,7 @@ impl Inbox {
         let until = Instant::now() + REASON_MAX;
         while let Some(event) = self.next_event(until) {
             let ends = match &event {
+                Event::Joined(..) => false,
                 Event::Message(message) => matches!(message, Message::Abort(_) | Message::Refused(_)),
                 _ => true,
             };
@@ -163,6 +183,10 @@ impl Inbox {
             Event::Message(Message::Ping) => Ok(()),
             Event::Message(Message::BarrierAck { number, .. }) => {
                 self.acked = self.acked.max(number);
+                Ok(())
+            }
+            Event::Joined(kind, stream) if self.joined.len() < EARLY_MAX => {
+                self.joined.push_back((kind, stream));
                 Ok(())
             }
             other => {
@@ -194,7 +218,7 @@ pub(crate) fn end_of(event: Event) -> Error {
         Event::Lost(error) => error,
         Event::Cancelled => Error::Cancelled,
         Event::Queried(_) => Error::Queried,
-        Event::Bulk(_) => Error::unexpected(&Message::Ping, "no second bulk stream"),
+        Event::Bulk(_) | Event::Joined(..) => Error::unexpected(&Message::Ping, "no further stream"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use whimbrel_policy::{PageRun, SpaceId};
+use whimbrel_policy::{PageRun, Pages, SpaceId};
 use whimbrel_wire::{Bulk, BulkReader, Message, Run};
 
 use crate::contract::Replica;
@@ -11,7 +11,15 @@ use crate::journal::Journal;
 use crate::link::ControlLink;
 use crate::rounds::LAST_BARRIER;
 
-/// Applies everything of the bulk stream up to the last barrier. `load` is called with the state. Returns the bytes received.
+/// What came before the last barrier.
+#[derive(Debug, Default)]
+pub(crate) struct TakenIn {
+    pub bytes: u64,
+    /// What will come when the workload runs.
+    pub missing: Pages,
+}
+
+/// Applies everything of the bulk stream up to the last barrier. `load` is called with the state.
 pub(crate) fn take_in<R: Replica>(
     replica: &mut R,
     journal: &mut Journal,
@@ -19,13 +27,14 @@ pub(crate) fn take_in<R: Replica>(
     bulk: TcpStream,
     peer: &str,
     mut load: impl FnMut(&mut R, &[u8]) -> Result<()>,
-) -> Result<u64> {
+) -> Result<TakenIn> {
     let broken = |cause| Error::Link {
         peer: peer.to_owned(),
         cause,
     };
     let mut reader = BulkReader::new(bulk);
     let mut loaded = false;
+    let mut missing = Pages::new();
     let out_of_place = |got, expected| Error::Unexpected { got, expected };
     loop {
         let bulk = reader
@@ -33,7 +42,19 @@ pub(crate) fn take_in<R: Replica>(
             .map_err(broken)?
             .ok_or_else(|| broken(whimbrel_wire::Error::Closed))?;
         match bulk {
-            Bulk::Barrier(LAST_BARRIER) if loaded => return Ok(reader.bytes()),
+            Bulk::Barrier(LAST_BARRIER) if loaded => {
+                let bytes = reader.bytes();
+                return Ok(TakenIn { bytes, missing });
+            }
+            Bulk::Missing(_) if !loaded => return Err(out_of_place("missing pages", "State")),
+            Bulk::Missing(run) => missing.insert(page_run(run)).map_err(|_| {
+                broken(whimbrel_wire::Error::Damaged {
+                    what: "a run of missing pages",
+                })
+            })?,
+            Bulk::Settled(_) | Bulk::Refused(_) | Bulk::Hurry | Bulk::Alive => {
+                return Err(out_of_place("an answer to a fault", "pages"))
+            }
             Bulk::Barrier(LAST_BARRIER) => return Err(out_of_place("the last barrier", "State")),
             Bulk::Barrier(number) => link.say(&Message::BarrierAck { stream: 0, number })?,
             Bulk::State(_) if loaded => return Err(out_of_place("State", "pages")),
@@ -59,7 +80,7 @@ fn apply<R: Replica>(replica: &mut R, bulk: Bulk<'_>) -> Result<(), R::Error> {
     }
 }
 
-fn page_run(run: Run) -> PageRun {
+pub(crate) fn page_run(run: Run) -> PageRun {
     PageRun {
         space: SpaceId(run.space),
         first: run.first,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use whimbrel_wire::{Key, MigrationId};
 
 use crate::error::{Error, Result};
+use crate::residual::ResidualOptions;
 
 /// Where journals are if nothing else is said. Lost with a reboot, as the workloads are.
 pub const DEFAULT_DIRECTORY: &str = "/run/whimbrel/journal";
@@ -72,6 +73,8 @@ pub enum State {
     Prepared,
     /// Source: the destination was told to start it; only its answer decides.
     Offered,
+    /// Source: it runs at the destination, which still lacks pages: the frozen copy is kept for them.
+    Serving,
     /// Source: it runs at the destination.
     Released,
     /// Source: it runs on here, and the destination may have to be told.
@@ -102,6 +105,12 @@ pub struct Record {
     pub resources: Vec<u8>,
     /// Process that wrote it last.
     pub pid: u32,
+    /// Source: how the pages are sent that follow after the switch-over.
+    #[serde(default)]
+    pub residual: Option<ResidualOptions>,
+    /// Destination: where it listened, so that the source finds whoever goes on.
+    #[serde(default)]
+    pub listen: Option<String>,
 }
 
 impl Record {
@@ -317,6 +326,11 @@ impl Journal {
         self.change(|record| record.state = state)
     }
 
+    /// Source: pages may follow after the switch-over, in this way. Said before the offer, so that whoever takes over knows.
+    pub fn set_residual(&mut self, options: ResidualOptions) -> Result<()> {
+        self.change(|record| record.residual = Some(options))
+    }
+
     /// Changes the resources; cheap if they are the same.
     pub fn set_resources(&mut self, resources: Vec<u8>) -> Result<()> {
         if self.record.resources == resources {
@@ -472,6 +486,8 @@ mod tests {
             workload: "shop".into(),
             resources: vec![0, 255, 16],
             pid: 0,
+            residual: None,
+            listen: None,
         }
     }
 

@@ -36,6 +36,8 @@ pub(crate) enum Event {
     Bulk(TcpStream),
     /// Destination: the source lost its control stream and asks on a new one.
     Queried(TcpStream),
+    /// Destination: one of the two streams of post-copy arrived.
+    Joined(StreamKind, TcpStream),
 }
 
 /// Connections that are shut down when the driving thread must notice something while it is blocked in one of them.

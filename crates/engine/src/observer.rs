@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::residual::ResidualProgress;
+
 /// A step of a migration, at the one end or the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +44,10 @@ pub enum Phase {
     Start,
     /// Destination: what can wait until it runs.
     Settle,
+    /// Source: send what the workload lacks at the destination, where it runs.
+    Serve,
+    /// Destination: fetch what the workload lacks, while it runs.
+    Fetch,
     /// Source: end the copy here.
     Release,
 }
@@ -62,6 +68,10 @@ pub const SOURCE_PHASES: [Phase; 13] = [
     Phase::Offer,
     Phase::Release,
 ];
+
+/// The phases with which a migration goes on after the start if the workload lacks pages then: at the source before
+/// [`Phase::Release`], at the destination the last one.
+pub const RESIDUAL_PHASES: [Phase; 2] = [Phase::Serve, Phase::Fetch];
 
 /// The phases at the destination, in order.
 pub const DESTINATION_PHASES: [Phase; 8] = [
@@ -95,6 +105,8 @@ impl Phase {
             Phase::Commit => "commit",
             Phase::Start => "start",
             Phase::Settle => "settle",
+            Phase::Serve => "serve",
+            Phase::Fetch => "fetch",
             Phase::Release => "release",
         }
     }
@@ -118,6 +130,7 @@ impl FromStr for Phase {
         SOURCE_PHASES
             .into_iter()
             .chain(DESTINATION_PHASES)
+            .chain(RESIDUAL_PHASES)
             .find(|p| p.name() == name)
             .ok_or(NotAPhase)
     }
@@ -184,6 +197,8 @@ pub trait Observer {
     fn ended(&mut self, _phase: Phase, _duration: Duration) {}
     /// Several times a second while pages are sent.
     fn progress(&mut self, _progress: &Progress) {}
+    /// Several times a second while pages follow after the switch-over.
+    fn residual(&mut self, _progress: &ResidualProgress) {}
     /// A round is over.
     fn round(&mut self, _round: &Round) {}
     /// Something that the user should know, in one sentence; the migration goes on.
@@ -208,6 +223,11 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
     fn progress(&mut self, progress: &Progress) {
         self.0.progress(progress);
         self.1.progress(progress);
+    }
+
+    fn residual(&mut self, progress: &ResidualProgress) {
+        self.0.residual(progress);
+        self.1.residual(progress);
     }
 
     fn round(&mut self, round: &Round) {

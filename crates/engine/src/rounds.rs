@@ -8,6 +8,7 @@ use crate::inbox::Inbox;
 use crate::journal::Journal;
 use crate::observer::{micros, Phase, Progress, Round, Timeline};
 use crate::send::PageSender;
+use whimbrel_policy::postcopy::Path;
 use whimbrel_policy::{Event as Happened, Migration, Order, PageRun, Scan, PAGE_SIZE};
 
 /// The number of the barrier behind the last page. It is answered by `Prepared`, not by an acknowledgement.
@@ -40,10 +41,14 @@ pub(crate) struct Barriers {
 /// What the summary wants to know beside the policy's records.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
+    /// From the request until the freeze.
+    pub preparation: Duration,
     pub frozen: Option<Instant>,
     pub state_bytes: u64,
     pub memory_pages: u64,
     pub rounds: Vec<Round>,
+    /// What the rounds tell of the link.
+    pub path: Path,
     told: Option<Instant>,
 }
 
@@ -66,13 +71,12 @@ impl<W: Workload> Rounds<'_, '_, W> {
             self.tell();
         }
         self.tell();
-        // Until this engine can serve them afterwards, no page may be left behind.
-        match self.migration.residual().is_empty() {
-            true => Ok(()),
-            false => Err(Error::Internal(
-                "the strategy leaves pages behind, which this release cannot send later".into(),
-            )),
-        }
+        self.tally.path = Path {
+            round_trip: self.barriers.round_trip,
+            bandwidth: self.migration.progress(self.timeline.elapsed()).bandwidth,
+        };
+        // Behind all that is there when it starts, and before the last barrier: the destination arms itself for them.
+        self.sender.missing(self.migration.residual().runs())
     }
 
     fn scan(&mut self) -> Result<()> {
@@ -122,6 +126,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
             self.timeline.observer.warning(&warning);
         }
         self.begin(Phase::Freeze)?;
+        self.tally.preparation = self.timeline.elapsed();
         self.tally.frozen = Some(Instant::now());
         self.workload.freeze().map_err(Error::workload)?;
         self.handle(Happened::Frozen)

@@ -22,6 +22,18 @@ pub(crate) struct PageSender {
     buffer: Vec<u8>,
 }
 
+/// Reads pages as [`Workload::read`] does.
+pub(crate) type Read<'a> = &'a mut dyn FnMut(&[PageRun], &mut [u8], &mut Vec<PageRun>) -> Result<()>;
+
+/// What the source says on the stream for faults, beside pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    Settled,
+    Refused,
+    Hurry,
+    Alive,
+}
+
 /// A part of a piece: which pages, and where their content begins in the buffer, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
@@ -77,7 +89,10 @@ impl PageSender {
             if skip_rewritten {
                 piece = leave_out_rewritten(workload, piece, &mut sent.rewritten)?;
             }
-            self.send_piece(workload, &piece, &mut sent)?;
+            let mut read = |runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>| {
+                workload.read(runs, buffer, failed).map_err(Error::workload)
+            };
+            self.send_piece(&mut read, &piece, &mut sent)?;
             if self.writer.bytes() - before >= PAGE_BYTES as u64 {
                 sent.busy += begun.elapsed();
             }
@@ -86,20 +101,42 @@ impl PageSender {
         Ok(sent)
     }
 
-    fn send_piece<W: Workload>(
-        &mut self,
-        workload: &mut W,
-        piece: &[PageRun],
-        sent: &mut Sent,
-    ) -> Result<()> {
+    /// Pages that will come when the workload runs.
+    pub fn missing(&mut self, runs: impl Iterator<Item = PageRun>) -> Result<()> {
+        let runs: Vec<_> = runs.map(wire_run).collect();
+        self.write(|writer| writer.missing(&runs))
+    }
+
+    /// One piece of what follows after the switch-over, in pages of `runs` (at most [`PIECE_PAGES`]), and its barrier. Returns what was
+    /// sent of it.
+    pub fn piece(&mut self, read: Read<'_>, runs: &[PageRun], number: u64) -> Result<Sent> {
+        let bytes = self.writer.bytes();
+        let mut sent = Sent::default();
+        for piece in pieces(runs) {
+            self.send_piece(read, &piece, &mut sent)?;
+        }
+        self.barrier(number)?;
+        sent.wire_bytes = self.writer.bytes() - bytes;
+        Ok(sent)
+    }
+
+    /// Words on the stream for faults.
+    pub fn say(&mut self, word: Word, run: Option<PageRun>) -> Result<()> {
+        let runs: Vec<_> = run.map(wire_run).into_iter().collect();
+        self.write(|writer| match word {
+            Word::Settled => writer.settled(&runs),
+            Word::Refused => writer.refused(&runs),
+            Word::Hurry => writer.hurry(),
+            Word::Alive => writer.alive(),
+        })
+    }
+
+    fn send_piece(&mut self, read: Read<'_>, piece: &[PageRun], sent: &mut Sent) -> Result<()> {
         let pages: u64 = piece.iter().map(|run| run.count).sum();
         let mut buffer = std::mem::take(&mut self.buffer);
         let content = &mut buffer[..pages as usize * PAGE_BYTES];
         let mut failed = Vec::new();
-        let read = workload
-            .read(piece, content, &mut failed)
-            .map_err(Error::workload);
-        let result = read.and_then(|()| {
+        let result = read(piece, content, &mut failed).and_then(|()| {
             let readable = without(piece, &failed);
             let (full, zero) = split_zeros(&readable, content);
             sent.failed.append(&mut failed);

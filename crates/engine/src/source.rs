@@ -4,7 +4,7 @@
 //! running here as if nothing had happened; after it, only the destination's answer decides.
 
 use std::net::TcpStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,18 @@ use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State};
 use crate::link::{dial, ControlLink, Cut, Event, LinkOptions};
 use crate::observer::{micros, Observer, Phase, Timeline};
+use crate::residual::ResidualOptions;
 use crate::rounds::{Barriers, Rounds, Tally, LAST_BARRIER};
 use crate::send::PageSender;
+use crate::serve::{Route, Server, Session, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
-use crate::summary::Summary;
+use crate::summary::{ResidualSummary, Summary};
 
 /// How long the controller itself asks a destination that it lost after the offer, before it leaves that to the guardian.
 pub const ASK_FOR: Duration = Duration::from_secs(30);
+
+/// How often it is told how the residual phase goes.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How long the destination is told where the workload is, once that is decided.
 pub(crate) const TELL_FOR: Duration = Duration::from_secs(3);
@@ -43,6 +48,8 @@ pub struct SourceOptions {
     pub workload_name: String,
     /// The decisions: strategy and limits.
     pub migration: Migration,
+    /// What follows after the switch-over, if the strategy leaves anything.
+    pub residual: ResidualOptions,
     /// When a silent destination is given up.
     pub link_timeout: Duration,
     /// How long to ask a destination that was lost after the offer.
@@ -79,6 +86,9 @@ struct Source<'w, 'o, W> {
     sender: Sender<Event>,
     cut: Cut,
     tally: Tally,
+    /// The connections for what follows after the switch-over.
+    session: Option<Session>,
+    server: Option<Server>,
 }
 
 impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
@@ -93,6 +103,8 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             sender,
             cut: Cut::default(),
             tally: Tally::default(),
+            session: None,
+            server: None,
         }
     }
 
@@ -132,6 +144,8 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             workload: self.options.workload_name.clone(),
             resources: self.workload.resources(),
             pid: 0,
+            residual: None,
+            listen: None,
         }
     }
 
@@ -180,6 +194,10 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             what: "share a connection".into(),
             cause,
         })?;
+        if self.options.migration.leaves_residue() {
+            journal.set_residual(self.options.residual)?;
+            self.session = Some(self.route().open()?);
+        }
         self.begin(Phase::Track)?;
         journal.set_resources(self.workload.resources())?;
         let mode = if self.options.migration.is_live() {
@@ -191,7 +209,34 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         journal.set_resources(self.workload.resources())?;
         let pages = PageSender::new(bulk, self.options.destination.clone());
         self.rounds(sender.insert(pages), journal)?;
+        self.serve_from_now_on()?;
         journal.set_resources(self.workload.resources())
+    }
+
+    fn route(&self) -> Route {
+        Route {
+            address: self.options.destination.clone(),
+            key: self.options.key.clone(),
+            id: self.options.id,
+            timeout: self.options.link_timeout,
+        }
+    }
+
+    /// The destination may need pages while it still builds.
+    fn serve_from_now_on(&mut self) -> Result<()> {
+        let pages = self.options.migration.residual();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let pages = Some(pages.clone());
+        let stores = Stores {
+            replies: self.workload.store().map_err(Error::workload)?,
+            push: self.workload.store().map_err(Error::workload)?,
+        };
+        let (session, route) = (self.session.take(), self.route());
+        let (options, path) = (self.options.residual, self.tally.path);
+        self.server = Some(Server::start(pages, session, route, stores, options, path)?);
+        Ok(())
     }
 
     fn rounds(&mut self, sender: &mut PageSender, journal: &mut Journal) -> Result<()> {
@@ -251,12 +296,14 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         let (why, times, moved) = (driver.failures.why.take(), driver.times, driver.host.moved.take());
         let bulk_bytes = driver.host.sender.as_ref().map_or(0, PageSender::bytes);
         drop(driver);
+        self.server = None;
         let failure = |error, whereabouts| Err(Failure { error, whereabouts });
         match (left, moved) {
             (SourceLeft::End(SourceEnd::Moved | SourceEnd::Conflict), Some(moved)) => {
                 self.timeline.end();
                 Ok(self.summary(times, bulk_bytes, moved))
             }
+            (SourceLeft::Serving(error), _) => failure(error, Whereabouts::Destination),
             (SourceLeft::Undecided, _) => {
                 let (id, workload) = (self.options.id, self.options.workload_name.clone());
                 failure(Error::Undecided { id, workload }, Whereabouts::Undecided)
@@ -295,17 +342,18 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             memory_bytes: self.tally.memory_pages.saturating_mul(whimbrel_policy::PAGE_SIZE),
             rounds: std::mem::take(&mut self.tally.rounds),
             phases: self.timeline.times().to_vec(),
-            preparation_us: 0,
-            residual: None,
+            preparation_us: micros(self.tally.preparation),
+            residual: moved.residual,
         }
     }
 }
 
 /// When the decisive moments were.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Moved {
     downtime_us: u64,
     total_us: u64,
+    residual: Option<ResidualSummary>,
 }
 
 /// The controller does what the switch-over decides.
@@ -331,9 +379,11 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
                     .map_or(0, |frozen: Instant| micros(frozen.elapsed()));
                 self.moved = Some(Moved {
                     downtime_us,
-                    total_us: 0,
+                    ..Moved::default()
                 });
-                source.timeline.begin(Phase::Release);
+                if source.server.is_none() {
+                    source.timeline.begin(Phase::Release);
+                }
             }
             _ => {}
         }
@@ -348,7 +398,43 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
         self.source.workload.hold().map_err(Error::workload)
     }
 
+    fn serve(&mut self, _: &Record) -> Result<()> {
+        let source = &mut *self.source;
+        let Some(server) = &source.server else {
+            return Ok(());
+        };
+        source.timeline.begin(Phase::Serve);
+        let unserved = |why: String| Error::Unserved {
+            id: source.options.id,
+            workload: source.options.workload_name.clone(),
+            why,
+        };
+        loop {
+            let (progress, warnings) = server.progress();
+            for warning in warnings {
+                source.timeline.observer.warning(&warning);
+            }
+            source.timeline.observer.residual(&progress);
+            if source.options.cancel.load(Ordering::Relaxed) {
+                return Err(unserved("cancelled".into()));
+            }
+            match server.wait(TELL_EVERY) {
+                Waited::Going => {}
+                Waited::GivenUp(why) => return Err(unserved(why)),
+                Waited::Done => break,
+            }
+        }
+        if let Some(moved) = &mut self.moved {
+            moved.residual = Some(server.summary());
+        }
+        source.server = None;
+        source.timeline.begin(Phase::Release);
+        Ok(())
+    }
+
     fn release(&mut self, outcome: Outcome, _: &[u8]) -> Result<()> {
+        // Nobody reads the memory any more.
+        self.source.server = None;
         let released = self.source.workload.release(outcome).map_err(Error::workload);
         if let Some(moved) = &mut self.moved {
             // What the destination still does is not our time.

@@ -15,7 +15,7 @@ use crate::contract::Outcome;
 use crate::error::{Error, Result};
 use crate::failures::Failures;
 use crate::inbox::{end_of, Inbox};
-use crate::journal::{Journal, State};
+use crate::journal::{Journal, Record, State};
 use crate::link::{dial, hear, ControlLink, Event};
 
 /// How long a destination that lives may take for an answer: it may have to build a large workload.
@@ -29,6 +29,11 @@ pub(crate) trait SourceHost {
     fn before(&mut self, _action: SourceAction) {}
     /// Makes the freeze outlive this process.
     fn hold(&mut self) -> Result<()>;
+    /// Sends what the destination still lacks, until it lacks nothing. Fails with [`Error::Unserved`] if that has to wait for
+    /// somebody else.
+    fn serve(&mut self, _record: &Record) -> Result<()> {
+        Ok(())
+    }
     /// Ends the copy, or lets it run.
     fn release(&mut self, outcome: Outcome, resources: &[u8]) -> Result<()>;
     /// Something that the user should know.
@@ -97,6 +102,8 @@ pub(crate) enum SourceLeft {
     End(SourceEnd),
     /// Still frozen, and nobody has answered within the time. The journal is left.
     Undecided,
+    /// It runs at the destination, which still lacks pages, for this reason. The journal and the frozen copy are left.
+    Serving(Error),
     /// A step on this host failed again and again. The journal is left.
     Stuck(Error),
 }
@@ -114,6 +121,7 @@ pub(crate) struct SourceDriver<'a, H> {
     asking_since: Option<Instant>,
     settled_since: Option<Instant>,
     nobody_listens: bool,
+    unserved: Option<Error>,
 }
 
 impl<'a, H: SourceHost> SourceDriver<'a, H> {
@@ -135,6 +143,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             asking_since: None,
             settled_since: None,
             nobody_listens: false,
+            unserved: None,
         }
     }
 
@@ -156,6 +165,9 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
             }
             self.host.before(action);
             let input = self.carry_out(action);
+            if let Some(error) = self.unserved.take() {
+                return SourceLeft::Serving(error);
+            }
             if let Some(error) = self.failures.given_up() {
                 return SourceLeft::Stuck(error);
             }
@@ -243,12 +255,37 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
 
     fn write(&mut self, state: SourceJournal) -> Result<()> {
         match &mut self.journal {
+            Some(journal) if state == SourceJournal::Released && journal.record().residual.is_some() => {
+                journal.set_state(State::Serving)
+            }
             Some(journal) => journal.set_state(state.into()),
             None => Err(Error::Internal("no journal to write".into())),
         }
     }
 
+    /// The copy is not ended before the destination lacks nothing.
+    fn serve(&mut self) -> Result<()> {
+        let serving = |journal: &&mut Journal| journal.record().state == State::Serving;
+        let Some(journal) = self.journal.as_mut().filter(serving) else {
+            return Ok(());
+        };
+        match self.host.serve(journal.record()) {
+            Err(error @ Error::Unserved { .. }) => {
+                self.unserved = Some(error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => journal.set_state(State::Released),
+        }
+    }
+
     fn release(&mut self, decided: Decided) -> Result<()> {
+        if decided == Decided::Moved {
+            self.serve()?;
+            if self.unserved.is_some() {
+                return Ok(());
+            }
+        }
         let resources = self
             .journal
             .as_ref()
@@ -432,7 +469,7 @@ impl State {
         match self {
             State::Active => Some(SourceJournal::Active),
             State::Offered => Some(SourceJournal::Offered),
-            State::Released => Some(SourceJournal::Released),
+            State::Serving | State::Released => Some(SourceJournal::Released),
             State::Stayed => Some(SourceJournal::Stayed),
             State::Prepared | State::Started | State::Fenced => None,
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use whimbrel_wire::{DestinationTimes, FaultTimes, MigrationId};
 
 use crate::observer::{micros, Observer, Phase, PhaseTime, Progress, Round};
+use crate::residual::ResidualProgress;
 
 /// A migration that succeeded, as the source saw it. Times in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +93,8 @@ pub struct Received {
     pub source: String,
     /// Bytes on the bulk stream.
     pub bulk_bytes: u64,
+    /// How long faults took, if pages followed after the start.
+    pub fault_times: Option<FaultTimes>,
     /// From the first word until it ran here.
     pub total_us: u64,
     /// What was done between the last page and the start.
@@ -170,6 +173,7 @@ enum Line<'a> {
     PhaseEnded { phase: Phase, duration_us: u64 },
     Progress(&'a Progress),
     Round(&'a Round),
+    Residual(&'a ResidualProgress),
     Warning { sentence: &'a str },
     Moved(&'a Summary),
     Received(&'a Received),
@@ -238,6 +242,10 @@ impl<W: Write> Observer for JsonLines<W> {
         self.line(&Line::Progress(progress));
     }
 
+    fn residual(&mut self, progress: &ResidualProgress) {
+        self.line(&Line::Residual(progress));
+    }
+
     fn round(&mut self, round: &Round) {
         self.line(&Line::Round(round));
     }
@@ -302,6 +310,8 @@ mod tests {
                 begun_us: 7,
                 duration_us: 300,
             }],
+            preparation_us: 2_900_000,
+            residual: None,
         }
     }
 

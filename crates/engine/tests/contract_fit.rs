@@ -1,5 +1,4 @@
-//! The contracts tried in types against workloads that are still to come: a tree of two processes that share
-//! memory, and a VM that runs before its memory is there (post-copy). No sockets: a driver hands the policy's orders over.
+//! The contracts tried in types against a workload that is still to come: a tree of two processes that share memory. No sockets: a driver hands the policy's orders over.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +6,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use whimbrel_engine::contract::{Captured, Scanned};
-use whimbrel_engine::{Mode, Outcome, Replica, Workload};
+use whimbrel_engine::{Mode, Never, Outcome, Replica, Workload};
 use whimbrel_policy::{
     Event, Hints, Limits, Migration, Order, Page, PageRun, Pages, PreCopy, Scan, Sent, SpaceId, StopCopy,
     Strategy, PAGE_SIZE,
@@ -85,6 +84,7 @@ impl Tree {
                     .collect(),
                 lost: Vec::new(),
                 present: present.then(|| self.memory.keys().map(|&(s, n)| run(s, n)).collect()),
+                urgent: Vec::new(),
             },
             layout: (!present).then(|| self.layout()),
             pages_total: self.memory.len() as u64,
@@ -94,6 +94,10 @@ impl Tree {
 
 impl Workload for Tree {
     type Error = Infallible;
+    type Store = Never;
+    fn store(&mut self) -> Result<Never, Infallible> {
+        unreachable!("nothing is left behind")
+    }
     fn describe(&mut self) -> Result<Vec<u8>, Infallible> {
         Ok(b"two processes".to_vec())
     }
@@ -152,22 +156,9 @@ impl Workload for Tree {
     }
 }
 
-/// What a replica that can run before its memory is there offers beside the rest.
-trait Lazy: Replica {
-    /// Before `load`, which may touch some: touching these waits for [`Lazy::place`].
-    fn arm(&mut self, missing: &[PageRun]) -> Result<(), Self::Error>;
-    /// Puts a page where none is; never overwrites. `false` if one was there already.
-    fn place(&mut self, page: PageRun, data: &[u8]) -> Result<bool, Self::Error>;
-    /// The next touch of a missing page.
-    fn fault(&mut self) -> Option<Page>;
-}
-
 #[derive(Default)]
 struct Shell {
     memory: Memory,
-    missing: BTreeSet<(u32, u64)>,
-    faults: Vec<Page>,
-    touched_by_load: Vec<(u32, u64)>,
     loaded: Vec<u8>,
     complete: bool,
     running: bool,
@@ -175,6 +166,10 @@ struct Shell {
 
 impl Replica for Shell {
     type Error = Infallible;
+    type Pager = Never;
+    fn arm(&mut self, _: &[PageRun]) -> Result<Never, Infallible> {
+        unreachable!("nothing is left behind")
+    }
     fn prepare(&mut self, _: &[u8]) -> Result<(), Infallible> {
         Ok(())
     }
@@ -204,14 +199,6 @@ impl Replica for Shell {
     }
     fn load(&mut self, state: &[u8]) -> Result<(), Infallible> {
         self.loaded = state.to_vec();
-        for &(space, number) in &self.touched_by_load {
-            if self.missing.contains(&(space, number)) {
-                self.faults.push(Page {
-                    space: SpaceId(space),
-                    number,
-                });
-            }
-        }
         Ok(())
     }
     fn complete(&mut self) -> Result<(), Infallible> {
@@ -228,23 +215,6 @@ impl Replica for Shell {
     fn discard(&mut self) -> Result<(), Infallible> {
         self.memory.clear();
         Ok(())
-    }
-}
-
-impl Lazy for Shell {
-    fn arm(&mut self, missing: &[PageRun]) -> Result<(), Infallible> {
-        self.missing = each_page(missing).collect();
-        Ok(())
-    }
-    fn place(&mut self, page: PageRun, data: &[u8]) -> Result<bool, Infallible> {
-        let free = self.missing.remove(&(page.space.0, page.first));
-        if free {
-            self.write(page, data)?;
-        }
-        Ok(free)
-    }
-    fn fault(&mut self) -> Option<Page> {
-        self.faults.pop()
     }
 }
 
@@ -379,46 +349,4 @@ fn a_shared_page_travels_once_for_both_processes() {
     drive(&mut source, &mut replica, Box::new(StopCopy));
     let shared = replica.memory.keys().filter(|(space, _)| *space == 2).count();
     assert_eq!(shared, 8, "one page of one space, whoever maps it");
-}
-
-/// The VM of the next but one strategy: one RAM block, which is written a last time before the freeze.
-#[test]
-fn a_vm_runs_before_its_memory_is_there() {
-    let mut vm = tree();
-    vm.to_come.clear();
-    let mut replica = Shell {
-        touched_by_load: vec![(0, 103), (2, 5)],
-        ..Shell::default()
-    };
-    vm.freeze().unwrap();
-    let state = vm.capture().unwrap().state;
-    let missing = vm.scan_frozen().unwrap().scan.present.unwrap();
-    vm.hold().unwrap();
-    replica.arm(&missing).unwrap();
-    replica.load(&state).unwrap();
-
-    // Loading touched two pages: they are served from the held source while nothing runs anywhere yet.
-    let mut served = 0;
-    while let Some(page) = replica.fault() {
-        served += usize::from(fetch(&mut vm, &mut replica, run(page.space.0, page.number)));
-    }
-    assert_eq!(served, 2);
-    replica.complete().unwrap();
-    replica.start().unwrap();
-    // It runs, and writes; what was asked for before comes late and must not overwrite it.
-    replica.memory.insert((0, 103), 99);
-    for (space, number) in each_page(&missing).collect::<Vec<_>>() {
-        fetch(&mut vm, &mut replica, run(space, number));
-    }
-    vm.release(Outcome::Moved).unwrap();
-
-    let mut expected = vm.memory.clone();
-    expected.insert((0, 103), 99);
-    assert_eq!(replica.memory, expected);
-}
-
-fn fetch(source: &mut Tree, replica: &mut Shell, page: PageRun) -> bool {
-    let mut bytes = vec![0; PAGE];
-    source.read(&[page], &mut bytes, &mut Vec::new()).unwrap();
-    replica.place(page, &bytes).unwrap()
 }

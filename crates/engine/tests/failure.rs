@@ -327,6 +327,7 @@ fn whoever_listens_later_answers_that_it_was_given_up() {
         link_timeout: Duration::from_millis(100),
         ask_for: Some(Duration::ZERO),
         force_here: false,
+        follow: true,
         listener: None,
         answer_for: Duration::ZERO,
         cancel: &NEVER,
@@ -367,6 +368,8 @@ fn a_guardian_does_not_wait_where_nobody_listens() {
         workload: "imagined".into(),
         resources: Vec::new(),
         pid: 0,
+        residual: None,
+        listen: None,
     };
     drop(stage.journals.create(record).unwrap());
     assert_eq!(stage.guardian(Role::Source, &NEVER).unwrap(), Settled::Stays);
@@ -388,6 +391,8 @@ fn the_operator_may_take_it_back_by_force() {
         workload: "imagined".into(),
         resources: Vec::new(),
         pid: 0,
+        residual: None,
+        listen: None,
     };
     drop(stage.journals.create(record).unwrap());
     let recover = ImaginedRecover(Arc::clone(&stage.world));
@@ -395,6 +400,7 @@ fn the_operator_may_take_it_back_by_force() {
         link_timeout: Duration::from_millis(100),
         ask_for: Some(Duration::from_millis(200)),
         force_here: false,
+        follow: true,
         listener: None,
         answer_for: Duration::ZERO,
         cancel: &NEVER,

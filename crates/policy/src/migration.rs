@@ -315,6 +315,11 @@ impl Migration {
         self.strategy.is_live()
     }
 
+    /// Whether pages are left for the time after the switch-over.
+    pub fn leaves_residue(&self) -> bool {
+        self.strategy.leaves_residue()
+    }
+
     /// The strategy's name.
     pub fn strategy(&self) -> &'static str {
         self.strategy.name()

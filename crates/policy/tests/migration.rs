@@ -161,6 +161,7 @@ impl Memory {
             written,
             lost: std::mem::take(&mut self.lost),
             present,
+            urgent: Vec::new(),
         }
     }
 }

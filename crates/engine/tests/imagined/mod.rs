@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{
-    migrate, take_over, Error, Failure, GuardianOptions, Journals, Mode, Observer, Outcome, Phase,
-    ReceiveOptions, Received, Reception, Recover, Replica, Role, Settled, SourceOptions, Summary,
-    Whereabouts, Workload,
+    migrate, take_over, Error, Failure, GuardianOptions, Journals, Left, Mode, News, Observer, Outcome,
+    PageStore, Pager, Phase, ReceiveOptions, Received, Reception, Recover, Replica, ResidualOptions, Role,
+    Settled, SourceOptions, Summary, Tell, Whereabouts, Workload,
 };
-use whimbrel_policy::{Hints, Limits, Migration, PageRun, PreCopy, Scan, SpaceId, StopCopy};
-use whimbrel_wire::{Key, MigrationId};
+use whimbrel_policy::postcopy::{Fault, ThreadId};
+use whimbrel_policy::{Hints, Limits, Migration, Page, PageRun, PreCopy, Scan, SpaceId, StopCopy};
+use whimbrel_wire::{FaultTimes, Key, MigrationId};
 
 pub const PAGE: usize = 4096;
 type PageId = (u32, u64);
@@ -79,6 +80,16 @@ pub struct World {
     pub frozen: Option<BTreeMap<PageId, u64>>,
     pub state: u64,
     pub complaints: Vec<String>,
+    /// What the destination lacks while it runs already.
+    pub missing: BTreeSet<PageId>,
+    /// Who waits for what.
+    pub waiting: BTreeSet<(PageId, u32)>,
+    /// It shall wait until everything is there.
+    pub paused: bool,
+    pub pauses: u32,
+    /// It was ended, since it could not have its pages.
+    pub given_up: Option<String>,
+    pub faults: u64,
 }
 
 pub type Shared = Arc<Mutex<World>>;
@@ -93,13 +104,17 @@ impl World {
             self.complaints.push("it runs twice".into());
         }
         if self.destination.runs() {
-            if let Some(frozen) = self.frozen.take() {
+            if let Some(frozen) = &self.frozen {
                 // A page of zeros and a page that is not there read the same.
                 let full = |m: &BTreeMap<PageId, u64>| {
-                    m.clone().into_iter().filter(|p| p.1 != 0).collect::<Vec<_>>()
+                    let there = |p: &(PageId, u64)| p.1 != 0 && !self.missing.contains(&p.0);
+                    m.clone().into_iter().filter(there).collect::<Vec<_>>()
                 };
-                if full(&frozen) != full(&self.destination.memory) {
+                if full(frozen) != full(&self.destination.memory) {
                     self.complaints.push("the memory differs".into());
+                }
+                if self.missing.is_empty() {
+                    self.frozen = None;
                 }
             }
         }
@@ -234,6 +249,7 @@ impl ImaginedWorkload {
             written: runs(written),
             lost: std::mem::take(&mut self.lost),
             present: None,
+            urgent: Vec::new(),
         };
         Scanned {
             scan,
@@ -285,8 +301,35 @@ fn fill(page: &mut [u8], content: u64) {
         .for_each(|word| word.copy_from_slice(&content.to_le_bytes()));
 }
 
+/// Reads what is frozen.
+pub struct ImaginedStore(Shared);
+
+impl PageStore for ImaginedStore {
+    type Error = Trouble;
+
+    fn read(
+        &mut self,
+        asked: &[PageRun],
+        buffer: &mut [u8],
+        failed: &mut Vec<PageRun>,
+    ) -> Result<(), Trouble> {
+        let world = look(&self.0);
+        for (page, data) in asked.iter().flat_map(|&r| pages(r)).zip(buffer.chunks_mut(PAGE)) {
+            match world.source.exists {
+                true => fill(data, world.source.memory.get(&page).copied().unwrap_or(0)),
+                false => failed.extend(runs([page])),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Spaces from this one on cannot be served.
+const URGENT_SPACE: u32 = 1;
+
 impl Workload for ImaginedWorkload {
     type Error = Trouble;
+    type Store = ImaginedStore;
 
     fn describe(&mut self) -> Result<Vec<u8>, Trouble> {
         self.call("describe")?;
@@ -379,8 +422,14 @@ impl Workload for ImaginedWorkload {
         self.call("scan_frozen")?;
         let mut scanned = self.scanned();
         let memory = look(&self.world).source.memory.clone();
+        scanned.scan.urgent = runs(memory.keys().copied().filter(|p| p.0 >= URGENT_SPACE));
         scanned.scan.present = Some(runs(memory.into_keys()));
         Ok(scanned)
+    }
+
+    fn store(&mut self) -> Result<ImaginedStore, Trouble> {
+        self.call("store")?;
+        Ok(ImaginedStore(Arc::clone(&self.world)))
     }
 
     fn hold(&mut self) -> Result<(), Trouble> {
@@ -391,11 +440,21 @@ impl Workload for ImaginedWorkload {
 
     fn release(&mut self, outcome: Outcome) -> Result<(), Trouble> {
         match outcome {
-            Outcome::Moved => look(&self.world).source = Copy::default(),
+            Outcome::Moved => moved(&self.world),
             Outcome::Stays => stays(&self.world),
         }
         Ok(())
     }
+}
+
+fn moved(world: &Shared) {
+    let mut world = look(world);
+    if world.destination.exists && !world.missing.is_empty() {
+        world
+            .complaints
+            .push("the copy was ended while pages of it were missing".into());
+    }
+    world.source = Copy::default();
 }
 
 fn stays(world: &Shared) {
@@ -430,8 +489,159 @@ impl ImaginedReplica {
     }
 }
 
+/// A workload at the destination that touches what is missing, and drops some of it.
+pub struct ImaginedPager {
+    world: Shared,
+    random: Mutex<Random>,
+}
+
+impl ImaginedPager {
+    fn new(world: &Shared) -> Self {
+        Self {
+            world: Arc::clone(world),
+            random: Mutex::new(Random::new(look(world).missing.len() as u64)),
+        }
+    }
+
+    fn random(&self, below: usize) -> usize {
+        self.random.lock().unwrap().next(below.max(1) as u64) as usize
+    }
+}
+
+impl Pager for ImaginedPager {
+    type Error = Trouble;
+
+    fn serve(&self, _: Duration, tell: Tell<'_>) -> Result<bool, Trouble> {
+        thread::sleep(Duration::from_micros(200));
+        let mut world = look(&self.world);
+        if world.given_up.is_some() {
+            return Ok(false);
+        }
+        let some = self.random(world.missing.len());
+        let page = world.missing.iter().nth(some).copied();
+        if let Some(page) = page.filter(|_| world.destination.runs() && !world.paused) {
+            let run = runs([page])[0];
+            if self.random(10) == 0 {
+                world.missing.remove(&page);
+                world.waiting.retain(|w| w.0 != page);
+                // What it has dropped is nobody's business any more.
+                world.frozen.as_mut().unwrap().remove(&page);
+                world.source.memory.remove(&page);
+                tell(News::Gone(run));
+                world.judge();
+                return Ok(true);
+            }
+            let thread = self.random(4) as u32;
+            if world.waiting.insert((page, thread)) {
+                world.faults += 1;
+                tell(News::Fault(fault(page, thread, false)));
+            }
+        }
+        Ok(true)
+    }
+
+    fn place(&self, run: PageRun, data: Option<&[u8]>, _: Tell<'_>) -> Result<(), Trouble> {
+        let mut world = look(&self.world);
+        for (index, page) in pages(run).enumerate() {
+            let content = data.map_or(0, |data| {
+                u64::from_le_bytes(data[index * PAGE..index * PAGE + 8].try_into().unwrap())
+            });
+            if world.missing.remove(&page) {
+                world.waiting.retain(|w| w.0 != page);
+                if world.destination.memory.insert(page, content).is_some() {
+                    world.complaints.push(format!("{page:?} was missing and there"));
+                }
+            }
+        }
+        if world.missing.is_empty() {
+            world.judge();
+        }
+        Ok(())
+    }
+
+    fn look_again(&self, _: PageRun) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    fn missing_pages(&self) -> u64 {
+        look(&self.world).missing.len() as u64
+    }
+
+    fn missing(&self) -> Vec<PageRun> {
+        runs(look(&self.world).missing.clone())
+    }
+
+    fn waiting(&self) -> Vec<Fault> {
+        let waiting = look(&self.world).waiting.clone();
+        waiting
+            .into_iter()
+            .map(|(page, thread)| fault(page, thread, true))
+            .collect()
+    }
+
+    fn times(&self) -> FaultTimes {
+        FaultTimes::default()
+    }
+
+    fn pause(&self) -> Result<(), Trouble> {
+        let mut world = look(&self.world);
+        world.paused = true;
+        world.pauses += 1;
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), Trouble> {
+        let mut world = look(&self.world);
+        if !world.missing.is_empty() && world.given_up.is_none() {
+            world.complaints.push("finished while pages are missing".into());
+        }
+        world.paused = false;
+        Ok(())
+    }
+
+    fn give_up(&self, sentence: &str) -> Result<(), Trouble> {
+        let mut world = look(&self.world);
+        world.given_up = Some(sentence.to_owned());
+        world.destination = Copy::default();
+        world.missing.clear();
+        Ok(())
+    }
+}
+
+fn fault(page: PageId, thread: u32, repeated: bool) -> Fault {
+    let page = Page {
+        space: SpaceId(page.0),
+        number: page.1,
+    };
+    let thread = ThreadId(thread);
+    Fault {
+        page,
+        thread,
+        repeated,
+    }
+}
+
 impl Replica for ImaginedReplica {
     type Error = Trouble;
+    type Pager = ImaginedPager;
+
+    fn arm(&mut self, missing: &[PageRun]) -> Result<ImaginedPager, Trouble> {
+        self.call("arm")?;
+        let mut world = look(&self.world);
+        world.missing = missing.iter().flat_map(|&run| pages(run)).collect();
+        if world.missing.iter().any(|p| p.0 >= URGENT_SPACE) {
+            world.complaints.push("urgent pages were left behind".into());
+        }
+        if world
+            .missing
+            .iter()
+            .any(|p| world.destination.memory.contains_key(p))
+        {
+            world.complaints.push("older copies of missing pages".into());
+        }
+        drop(world);
+        Ok(ImaginedPager::new(&self.world))
+    }
 
     fn prepare(&mut self, spec: &[u8]) -> Result<(), Trouble> {
         self.call("prepare")?;
@@ -562,6 +772,24 @@ pub struct ImaginedRecover(pub Shared);
 
 impl Recover for ImaginedRecover {
     type Error = Trouble;
+    type Store = ImaginedStore;
+    type Pager = ImaginedPager;
+
+    fn store(&self, _: &[u8]) -> Result<ImaginedStore, Trouble> {
+        Ok(ImaginedStore(Arc::clone(&self.0)))
+    }
+
+    fn pager(&self, _: &[u8]) -> Result<Left<ImaginedPager>, Trouble> {
+        let missing = look(&self.0).missing.len();
+        match missing {
+            0 => Ok(Left::Nothing),
+            _ => {
+                let pager = ImaginedPager::new(&self.0);
+                pager.pause()?;
+                Ok(Left::Pages(pager))
+            }
+        }
+    }
 
     fn stays(&self, _: &[u8]) -> Result<(), Trouble> {
         stays(&self.0);
@@ -569,7 +797,7 @@ impl Recover for ImaginedRecover {
     }
 
     fn moved(&self, _: &[u8]) -> Result<(), Trouble> {
-        look(&self.0).source = Copy::default();
+        moved(&self.0);
         Ok(())
     }
 
@@ -668,6 +896,18 @@ impl Cable {
     pub fn plug(&self) {
         self.plugged.store(true, Ordering::SeqCst);
     }
+
+    /// Says something to the source on the stream for faults, the fourth connection of a migration that leaves pages behind.
+    pub fn inject_backwards(&self, say: impl FnOnce(&mut TcpStream)) -> impl FnOnce() {
+        let streams = Arc::clone(&self.streams);
+        move || say(&mut streams.lock().unwrap()[6])
+    }
+
+    /// What passes now is lost; what comes next is not.
+    pub fn jerk(&self) {
+        Self::cut(&self.plugged, &self.streams);
+        self.plug();
+    }
 }
 
 impl Drop for Cable {
@@ -740,6 +980,7 @@ impl Stage {
             force_here: false,
             listener: Some(&self.listener),
             answer_for: self.answer_for,
+            follow: true,
             cancel,
         };
         take_over(
@@ -756,6 +997,7 @@ impl Stage {
         self.wait_until_settled();
         let world = look(&self.world);
         assert_eq!(world.complaints, [""; 0]);
+        assert_eq!(world.missing.len(), 0, "pages are missing");
         assert!(
             world.source.runs() != world.destination.runs(),
             "runs: {:?}",
@@ -851,6 +1093,7 @@ impl Stage {
         };
         SourceOptions {
             followed: false,
+            residual: ResidualOptions::default(),
             id: self.id,
             key: self.key.clone(),
             destination: destination.to_string(),

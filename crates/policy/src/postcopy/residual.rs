@@ -7,7 +7,9 @@ use core::time::Duration;
 
 use super::pace::{Mark, PIECE_PAGES_MAX};
 use super::readahead::ReadAhead;
-use super::{Answer, Event, Fault, Limits, Metrics, Order, Pace, Path, PieceId, PrePaging, ThreadId, Unsent};
+use super::{
+    Answer, Event, Fault, Limits, Metrics, Order, Pace, Path, PieceId, PrePaging, Push, ThreadId, Unsent,
+};
 use crate::estimate::time_for;
 use crate::pages::{Page, PageRun, Pages, PAGE_SIZE};
 
@@ -102,6 +104,13 @@ impl Residual {
     /// The push begins around this page, which `thread` is about to touch: what its instruction and stack pointers say.
     pub fn aim(&mut self, thread: ThreadId, page: Page) {
         self.prepaging.fault(thread, page);
+    }
+
+    /// Everything shall be there soon: from now on all of it is pushed, as fast as the link goes.
+    pub fn hurry(&mut self) {
+        self.prepaging = Box::new(Push::default());
+        self.limits.bandwidth_max = None;
+        self.push_from = Duration::ZERO;
     }
 
     /// The name of the pre-paging order.
@@ -437,7 +446,7 @@ fn pages_in(runs: &[PageRun]) -> u64 {
 mod tests {
     use super::*;
     use crate::pages::SpaceId;
-    use crate::postcopy::{Bubbling, Demand, Push};
+    use crate::postcopy::{Bubbling, Demand};
     use core::time::Duration;
     use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest, Just};
     use proptest::strategy::Strategy as Values;
@@ -472,6 +481,19 @@ mod tests {
     fn residual(prepaging: impl PrePaging + 'static, pages: u64) -> Residual {
         let pages = Pages::from_runs(&[run(0, pages)]).unwrap();
         Residual::new(T0, pages, Box::new(prepaging), Limits::default(), Path::default())
+    }
+
+    #[test]
+    fn who_hurries_pushes_everything_without_a_limit() {
+        let mut residual = residual(Demand, 100);
+        residual.limits.bandwidth_max = Some(1);
+        assert_eq!(residual.poll(T0), Order::Wait { until: None });
+        residual.hurry();
+        let Order::Push { runs, .. } = residual.poll(T0) else {
+            panic!("no push");
+        };
+        assert!(!runs.is_empty());
+        assert_eq!(pages_in(&runs), residual.metrics().pages_pushed);
     }
 
     /// What it orders until it waits, every order carried out at once. Not acknowledged.

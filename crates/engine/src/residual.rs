@@ -1,0 +1,178 @@
+//! What the user sets for the time after the switch-over, and what is told of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use whimbrel_policy::postcopy::{Bubbling, Demand, Limits, Metrics, PrePaging, Push};
+use whimbrel_wire::FaultTimes;
+
+use crate::observer::micros;
+use crate::summary::ResidualSummary;
+
+/// The order in which pages are pushed that nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prepaging {
+    /// None are: every page waits until it is touched.
+    Demand,
+    /// In order of their addresses.
+    Push,
+    /// Outwards from where threads last faulted.
+    Bubbling {
+        /// Threads that are followed at the same time.
+        pivots_max: usize,
+    },
+}
+
+impl Prepaging {
+    /// The decisions behind it.
+    pub fn order(self) -> Box<dyn PrePaging> {
+        match self {
+            Prepaging::Demand => Box::new(Demand),
+            Prepaging::Push => Box::new(Push::default()),
+            Prepaging::Bubbling { pivots_max } => Box::new(Bubbling::new(pivots_max)),
+        }
+    }
+}
+
+/// Threads whose last faults the push follows unless the user says otherwise.
+pub const PIVOTS_MAX: usize = 16;
+
+impl Default for Prepaging {
+    fn default() -> Self {
+        Prepaging::Bubbling {
+            pivots_max: PIVOTS_MAX,
+        }
+    }
+}
+
+/// Goals for the time after the switch-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResidualOptions {
+    /// The order of the push.
+    pub prepaging: Prepaging,
+    /// Bytes per second of the push; replies do not count.
+    pub bandwidth_max: Option<u64>,
+    /// After this the workload is held until the rest has arrived.
+    pub residual_max: Option<Duration>,
+    /// How long a lost destination is looked for before it is left to the user.
+    pub reconnect_for: Duration,
+}
+
+/// How long a lost connection is looked for unless the user says otherwise.
+pub const RECONNECT_FOR: Duration = Duration::from_secs(3600);
+
+impl Default for ResidualOptions {
+    fn default() -> Self {
+        Self {
+            prepaging: Prepaging::default(),
+            bandwidth_max: None,
+            residual_max: None,
+            reconnect_for: RECONNECT_FOR,
+        }
+    }
+}
+
+impl ResidualOptions {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            bandwidth_max: self.bandwidth_max,
+            ..Limits::default()
+        }
+    }
+}
+
+/// How the residual phase goes. Told several times a second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResidualProgress {
+    /// Since the switch-over, in microseconds.
+    pub elapsed_us: u64,
+    /// Bytes that the destination lacked at the switch-over.
+    pub pages_bytes: u64,
+    /// Bytes that are not known to be there.
+    pub owed_bytes: u64,
+    /// Bytes put on the wire.
+    pub sent_bytes: u64,
+    /// Bytes per second since the switch-over.
+    pub send_rate: Option<u64>,
+    /// Faults that waited for the network.
+    pub network_faults: u64,
+    /// How long faults took.
+    pub times: FaultTimes,
+    /// The link is lost at this moment: why.
+    pub lost: Option<String>,
+}
+
+pub(crate) fn summary(
+    prepaging: &str,
+    metrics: &Metrics,
+    now: Duration,
+    times: FaultTimes,
+    reconnects: u32,
+) -> ResidualSummary {
+    ResidualSummary {
+        prepaging: prepaging.to_owned(),
+        pages: metrics.pages,
+        pages_pushed: metrics.pages_pushed,
+        pages_replied: metrics.pages_replied,
+        pages_zero: metrics.pages_zero,
+        pages_again: metrics.pages_again,
+        pages_spared: metrics.pages_spared,
+        pages_faulted: metrics.pages_faulted,
+        network_faults: metrics.network_faults(),
+        faults_in_flight: metrics.faults_in_flight,
+        faults_avoided_max: metrics.faults_avoided_max(),
+        bytes_pushed: metrics.bytes_pushed,
+        bytes_replied: metrics.bytes_replied,
+        duration_us: micros(metrics.duration(now)),
+        reconnects,
+        times,
+    }
+}
+
+/// Why a text is no order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the order of the push is one of: demand, push, bubbling")]
+pub struct NotAnOrder;
+
+impl FromStr for Prepaging {
+    type Err = NotAnOrder;
+
+    fn from_str(name: &str) -> Result<Self, NotAnOrder> {
+        match name {
+            "demand" => Ok(Prepaging::Demand),
+            "push" => Ok(Prepaging::Push),
+            "bubbling" => Ok(Prepaging::default()),
+            _ => Err(NotAnOrder),
+        }
+    }
+}
+
+impl fmt::Display for Prepaging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Prepaging::Demand => "demand",
+            Prepaging::Push => "push",
+            Prepaging::Bubbling { .. } => "bubbling",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_have_the_names_that_the_decisions_have() {
+        for name in ["demand", "push", "bubbling"] {
+            let prepaging: Prepaging = name.parse().unwrap();
+            assert_eq!(
+                (prepaging.to_string().as_str(), prepaging.order().name()),
+                (name, name)
+            );
+        }
+        assert!("bubble".parse::<Prepaging>().is_err());
+    }
+}
