@@ -141,12 +141,41 @@ pub struct MigrateArgs {
     /// Before the switch-over send at most so many percent of the workload's memory
     #[arg(long, value_name = "PERCENT", default_value_t = 300)]
     pub max_traffic: u32,
+    /// hybrid: passes of pre-copy before the switch-over
+    #[arg(long, value_name = "N")]
+    pub passes: Option<u32>,
+    /// postcopy, hybrid: in which order pages follow that nobody waits for [default: bubbling]
+    #[arg(long, value_enum, value_name = "ORDER")]
+    pub prepage: Option<Prepage>,
+    /// --prepage bubbling: from how many threads' last faults the push grows at the same time [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub pivots: Option<u32>,
+    /// postcopy, hybrid: push pages at most at this rate after the switch-over; pages that a thread waits for do not count
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub max_residual_bandwidth: Option<u64>,
+    /// postcopy, hybrid: so long after the switch-over hold the workload until the rest of its memory has arrived
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    pub residual_max: Option<Duration>,
+    /// postcopy, hybrid: look for a destination that was lost after the switch-over for so long, then leave it to `whimbrel resume`
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::duration)]
+    pub reconnect_for: Duration,
     /// Write everything that happens to a file, as lines of JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Give up when the other end is silent for so long
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub link_timeout: Duration,
+}
+
+/// The order in which pages follow after the switch-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Prepage {
+    /// Outwards from where threads last waited for a page
+    Bubbling,
+    /// In order of their addresses
+    Push,
+    /// None: each page waits until it is touched
+    Demand,
 }
 
 /// How to move.
@@ -156,6 +185,10 @@ pub enum Strategy {
     Precopy,
     /// Stop it, then send everything
     Stopcopy,
+    /// Its state first: it runs there at once, and its memory follows
+    Postcopy,
+    /// Passes of pre-copy, then post-copy of what was written meanwhile
+    Hybrid,
 }
 
 /// `receive`
@@ -242,12 +275,48 @@ impl fmt::Display for End {
     }
 }
 
+impl MigrateArgs {
+    /// An option that has no meaning with the strategy.
+    pub fn misplaced(&self) -> Option<&'static str> {
+        let lazy = matches!(self.strategy, Strategy::Postcopy | Strategy::Hybrid);
+        let bubbling = self.prepage.is_none_or(|prepage| prepage == Prepage::Bubbling);
+        let given = [
+            (
+                self.passes.is_some() && self.strategy != Strategy::Hybrid,
+                "--passes needs --strategy hybrid",
+            ),
+            (
+                self.prepage.is_some() && !lazy,
+                "--prepage needs --strategy postcopy or hybrid",
+            ),
+            (
+                self.pivots.is_some() && !(lazy && bubbling),
+                "--pivots needs --strategy postcopy or hybrid, with --prepage bubbling",
+            ),
+            (
+                self.max_residual_bandwidth.is_some() && !lazy,
+                "--max-residual-bandwidth needs --strategy postcopy or hybrid",
+            ),
+            (
+                self.residual_max.is_some() && !lazy,
+                "--residual-max needs --strategy postcopy or hybrid",
+            ),
+        ];
+        given
+            .into_iter()
+            .find(|(misplaced, _)| *misplaced)
+            .map(|(_, why)| why)
+    }
+}
+
 /// As on the command line.
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Strategy::Precopy => "precopy",
             Strategy::Stopcopy => "stopcopy",
+            Strategy::Postcopy => "postcopy",
+            Strategy::Hybrid => "hybrid",
         })
     }
 }
@@ -309,6 +378,31 @@ mod tests {
         assert!(parse(&format!("whimbrel migrate shop h:1 --key {KEY} --strategy hope")).is_err());
         assert!(parse(&format!("whimbrel migrate shop here --key {KEY}")).is_err());
         assert!(parse("whimbrel migrate shop h:1 --key short").is_err());
+    }
+
+    #[test]
+    fn options_for_what_follows_need_a_strategy_that_leaves_something() {
+        let misplaced = |options: &str| {
+            let line = format!("whimbrel migrate shop h:1 --key {KEY} {options}");
+            let Command::Migrate(migrate) = parse(&line).unwrap() else {
+                panic!("not migrate")
+            };
+            migrate.misplaced()
+        };
+        for good in [
+            "--strategy postcopy --prepage push --residual-max 9s",
+            "--strategy hybrid --passes 2 --pivots 4 --max-residual-bandwidth 100mbit",
+        ] {
+            assert_eq!(misplaced(good), None, "{good}");
+        }
+        for bad in [
+            "--passes 2 --strategy postcopy",
+            "--prepage push",
+            "--residual-max 1s",
+            "--strategy postcopy --prepage push --pivots 2",
+        ] {
+            assert!(misplaced(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

@@ -133,6 +133,7 @@ fn settle(args: &GuardianArgs, listener: Option<&TcpListener>) -> anyhow::Result
         force_here: false,
         listener,
         answer_for: SETTLE_FOR,
+        follow: true,
         cancel: &never,
     };
     let deadline = Instant::now() + BUSY_WAIT_MAX;
@@ -152,7 +153,12 @@ fn settle(args: &GuardianArgs, listener: Option<&TcpListener>) -> anyhow::Result
 /// Ends the guardians of this host that hold a listening socket with this port to answer questions, so that a new `receive` can have
 /// it, which answers them from the journals. Whether there was one.
 pub fn make_room(port: u16) -> anyhow::Result<bool> {
-    let waiting = all_processes()?.filter(|pid| Waiting::read(*pid).is_some_and(|w| w.is_only_waiting(port)));
+    let journals = host::journals();
+    // One that fetches the pages of a workload has more to do than to answer.
+    let is_idle = |id| !matches!(journals.read(id, Role::Destination), Ok(Some(record)) if record.missing_pages.is_some());
+    let waiting = all_processes()?.filter(|pid| {
+        Waiting::read(*pid).is_some_and(|w| w.is_only_waiting(port) && w.id.is_none_or(is_idle))
+    });
     let guardians: Vec<Identity> = waiting.flat_map(Identity::of).collect();
     guardians.iter().for_each(|guardian| terminate(guardian.pid));
     let deadline = Instant::now() + ROOM_WAIT_MAX;
@@ -172,6 +178,7 @@ fn all_processes() -> anyhow::Result<impl Iterator<Item = i32>> {
 /// A guardian as its command line shows it.
 #[derive(Debug, PartialEq, Eq)]
 struct Waiting {
+    id: Option<MigrationId>,
     port: u16,
     controller: i32,
 }
@@ -191,6 +198,7 @@ impl Waiting {
             return None;
         }
         Some(Self {
+            id: after("guardian")?.parse().ok(),
             port: after("--port")?.parse().ok()?,
             controller: after("--controller")?.parse().ok()?,
         })
@@ -215,6 +223,7 @@ mod tests {
         assert_eq!(
             Waiting::parse(&words(line)),
             Some(Waiting {
+                id: None,
                 port: 7440,
                 controller: 665
             })
@@ -233,6 +242,7 @@ mod tests {
     #[test]
     fn a_guardian_whose_controller_lives_is_left_alone() {
         let gone = Waiting {
+            id: None,
             port: 1,
             controller: i32::MAX,
         };

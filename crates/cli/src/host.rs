@@ -48,6 +48,7 @@ pub fn tidy() {
         force_here: false,
         listener: None,
         answer_for: ASK_FOR,
+        follow: false,
         cancel: &never,
     };
     match recover_stale(&journals(), &recover(), &options) {
@@ -76,6 +77,10 @@ pub fn told(record: &Record, result: &whimbrel_engine::Result<Settled>) -> Optio
         Ok(Settled::Nothing | Settled::Started { .. }) => return None,
         Ok(Settled::Stays) => format!("the migration of {name} to {peer} was interrupted; it runs on here"),
         Ok(Settled::Moved) => format!("the migration of {name} to {peer} was interrupted; it runs there, and its copy here is gone"),
+        Ok(Settled::Serving) => format!(
+            "{name} runs at {peer}, which still lacks pages of its memory; they are in its frozen copy here, and nobody sends them: \
+             `whimbrel resume {id}` goes on"
+        ),
         Ok(Settled::Conflict) => format!(
             "{name} was taken back by force, but {peer} says that it runs there, too: end one of the two"
         ),

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::Context;
 use whimbrel_engine::source::{migrate, SourceOptions, ASK_FOR};
-use whimbrel_engine::{Error, Failure, Whereabouts};
-use whimbrel_policy::{Hints, Limits, Migration, PreCopy, StopCopy};
+use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Whereabouts, PIVOTS_MAX};
+use whimbrel_policy::{Hints, Hybrid, Limits, Migration, Passes, PostCopy, PreCopy, StopCopy};
 use whimbrel_process::container::{Entry, Phase, Registry};
 use whimbrel_wire::MigrationId;
 
-use crate::args::{End, MigrateArgs, Strategy};
+use crate::args::{End, MigrateArgs, Prepage, Strategy};
 use crate::exit::{refused, Code, Coded};
 use crate::guardian::Guardian;
 use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
@@ -18,6 +18,9 @@ use crate::{host, interrupt, screen};
 
 /// Moves it and prints the summary.
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
+    if let Some(why) = args.misplaced() {
+        return Err(refused(why.to_owned()));
+    }
     let cancel = interrupt::watch()?;
     require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
     require_kernel_of_source()?;
@@ -33,6 +36,7 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
         destination: args.destination.clone(),
         workload_name: target.name,
         migration: decisions(args),
+        residual: residual(args),
         link_timeout: args.link_timeout,
         followed: true,
         ask_for: ASK_FOR,
@@ -115,8 +119,24 @@ fn decisions(args: &MigrateArgs) -> Migration {
     let strategy: Box<dyn whimbrel_policy::Strategy> = match args.strategy {
         Strategy::Precopy => Box::new(PreCopy::default()),
         Strategy::Stopcopy => Box::new(StopCopy),
+        Strategy::Postcopy => Box::new(PostCopy),
+        Strategy::Hybrid => Box::new(Hybrid::new(Passes::Exactly(args.passes.unwrap_or(1)))),
     };
     Migration::new(strategy, limits, Hints::default())
+}
+
+fn residual(args: &MigrateArgs) -> ResidualOptions {
+    let pivots_max = args.pivots.map_or(PIVOTS_MAX, |pivots| pivots as usize);
+    ResidualOptions {
+        prepaging: match args.prepage.unwrap_or(Prepage::Bubbling) {
+            Prepage::Bubbling => Prepaging::Bubbling { pivots_max },
+            Prepage::Push => Prepaging::Push,
+            Prepage::Demand => Prepaging::Demand,
+        },
+        bandwidth_max: args.max_residual_bandwidth,
+        residual_max: args.residual_max,
+        reconnect_for: args.reconnect_for,
+    }
 }
 
 /// A failure with the exit code that tells where the workload is.

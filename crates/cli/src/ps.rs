@@ -40,12 +40,19 @@ struct Moving {
     state: &'static str,
     workload: String,
     peer: String,
+    /// Pages that the destination lacks although it runs there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing_pages: Option<u64>,
     /// Whether a process works on it.
     attended: bool,
 }
 
 /// What a destination's journal says when nothing is left to be done.
 const GIVEN_UP: &str = "given up";
+
+/// What a journal says while pages follow after the switch-over.
+const SERVING: &str = "serving";
+const FETCHING: &str = "running here, fetching";
 
 /// Lists.
 pub fn run(args: &PsArgs) -> anyhow::Result<()> {
@@ -95,12 +102,15 @@ fn moving(listed: Listed) -> Moving {
             State::Active => "under way",
             State::Prepared => "complete",
             State::Offered => "frozen until the destination answers",
+            State::Serving => SERVING,
             State::Released => "moved",
             State::Stayed => "runs on here",
+            State::Started if record.missing_pages.is_some() => FETCHING,
             State::Started => "running here",
             State::Fenced => GIVEN_UP,
         },
         workload: record.workload,
+        missing_pages: record.missing_pages,
         peer: record.peer,
         attended: !stale,
     }
@@ -130,9 +140,15 @@ fn migration_table(migrations: &[Moving]) -> String {
         let note = match (m.attended, m.state) {
             (true, _) => "",
             (false, GIVEN_UP) => " (kept for a day, in case the other end asks)",
+            (false, SERVING | FETCHING) => " (nobody works on it: whimbrel resume)",
             (false, _) => " (nobody works on it)",
         };
-        let state = m.state.to_owned() + note;
+        let pages = match (m.state, m.missing_pages) {
+            (SERVING, Some(pages)) => format!(" {pages} pages that the destination lacks"),
+            (FETCHING, Some(pages)) => format!(" {pages} pages from the source"),
+            _ => String::new(),
+        };
+        let state = m.state.to_owned() + &pages + note;
         [
             m.id.clone(),
             workload.to_owned(),
@@ -225,6 +241,9 @@ mod tests {
                 workload: "shop".to_owned(),
                 resources: Vec::new(),
                 pid: 1,
+                residual: None,
+                missing_pages: Some(12),
+                listen: None,
             },
             stale: true,
         })
@@ -241,6 +260,17 @@ mod tests {
         assert!(last.starts_with(&words), "{text}");
         assert!(!text.contains(&whimbrel_wire::Key::from_bytes([1; 16]).to_string()));
         assert_eq!(migration_table(&[]), "");
+        let serving = Moving {
+            state: SERVING,
+            ..migration()
+        };
+        let text = migration_table(&[serving]);
+        assert!(
+            text.contains(
+                "serving 12 pages that the destination lacks (nobody works on it: whimbrel resume)"
+            ),
+            "{text}"
+        );
         let kept = Moving {
             state: GIVEN_UP,
             ..migration()

@@ -6,6 +6,7 @@ use whimbrel_engine::journal::{Record, Role};
 use whimbrel_engine::LINK_TIMEOUT;
 use whimbrel_wire::MigrationId;
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use crate::args::ResumeArgs;
@@ -20,18 +21,23 @@ pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
     let journals = host::journals();
     let record = find(args.id)?;
+    let listener = listen(&record)?;
     let options = GuardianOptions {
         link_timeout: LINK_TIMEOUT,
         ask_for: None,
         force_here: args.here && args.force,
-        listener: None,
+        listener: listener.as_ref(),
         answer_for: TELL_FOR,
+        follow: true,
         cancel: &cancel,
     };
     let settled = take_over(&journals, args.id, record.role, &host::recover(), &options)?;
     match host::told(&record, &Ok(settled)) {
-        Some(sentence) if settled == Settled::Undecided => Err(Coded {
-            code: Code::Undecided,
+        Some(sentence) if matches!(settled, Settled::Undecided | Settled::Serving) => Err(Coded {
+            code: match settled {
+                Settled::Undecided => Code::Undecided,
+                _ => Code::Destination,
+            },
             sentence,
         }
         .into()),
@@ -41,6 +47,18 @@ pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
         }
         None => Ok(()),
     }
+}
+
+/// A destination that lacks pages has to be found by its source, at the address that it knows.
+fn listen(record: &Record) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = record.listen.as_ref().filter(|_| record.missing_pages.is_some()) else {
+        return Ok(None);
+    };
+    TcpListener::bind(address).map(Some).map_err(|e| {
+        refused(format!(
+            "cannot listen on {address}, where the source looks for this migration: {e}"
+        ))
+    })
 }
 
 /// The journal of this migration; at the source if both ends are on this host.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whimbrel_engine::observer::PhaseTime;
 use whimbrel_engine::summary::{Bytes, Summary, Time};
-use whimbrel_engine::{Observer, Phase, Progress, Round};
+use whimbrel_engine::{Observer, Phase, Progress, ResidualProgress, Round};
 
 /// How often a line is printed where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -85,6 +85,17 @@ impl Observer for Screen {
         }
     }
 
+    fn residual(&mut self, progress: &ResidualProgress) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(progress.pages_bytes);
+            bar.set_position(progress.pages_bytes.saturating_sub(progress.owed_bytes));
+            bar.set_message(residual_line(progress));
+        } else if self.printed.elapsed() >= PLAIN_EVERY {
+            self.printed = Instant::now();
+            self.say(&residual_line(progress));
+        }
+    }
+
     fn round(&mut self, round: &Round) {
         if self.bar.is_none() {
             self.say(&round_line(round));
@@ -115,6 +126,29 @@ fn line(progress: &Progress) -> String {
     }
     if let Some(downtime) = progress.predicted_downtime_us {
         let _ = write!(text, "  down {} if stopped now", Time(downtime));
+    }
+    text
+}
+
+/// What is left, the rate, and what it costs the workload.
+fn residual_line(progress: &ResidualProgress) -> String {
+    let mut text = format!("runs there  {} left", Bytes(progress.owed_bytes));
+    if let Some(rate) = progress.send_rate {
+        let _ = write!(text, "  {}/s", Bytes(rate));
+    }
+    let _ = write!(text, "  {} faults", progress.network_faults);
+    let times = &progress.times.all;
+    if times.faults > 0 {
+        let _ = write!(
+            text,
+            " (half within {}, 99 % within {}, longest {})",
+            Time(times.p50_us),
+            Time(times.p99_us),
+            Time(times.max_us)
+        );
+    }
+    if let Some(why) = &progress.lost {
+        let _ = write!(text, "  link lost: {why}");
     }
     text
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use whimbrel_engine::summary::{JsonLines, Received, Summary};
-use whimbrel_engine::{Observer, Phase, Progress, Round};
+use whimbrel_engine::{Observer, Phase, Progress, ResidualProgress, Round};
 use whimbrel_kernel::namespace::stop_self;
 
 use crate::exit::refused;
@@ -103,6 +103,13 @@ impl Observer for Watch {
         self.screen.progress(progress);
         if let Some(record) = &mut self.record {
             record.progress(progress);
+        }
+    }
+
+    fn residual(&mut self, progress: &ResidualProgress) {
+        self.screen.residual(progress);
+        if let Some(record) = &mut self.record {
+            record.residual(progress);
         }
     }
 

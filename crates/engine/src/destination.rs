@@ -297,6 +297,7 @@ impl Reception {
             resources: Vec::new(),
             pid: 0,
             residual: None,
+            missing_pages: None,
             listen: Some(self.address.to_string()),
         }
     }
@@ -484,6 +485,10 @@ impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
         if let Err(error) = join(&mut self.fetch, kind, stream) {
             self.warn(&error.to_string());
         }
+    }
+
+    fn missing_pages(&self) -> Option<u64> {
+        self.fetch.as_ref().and_then(Fetch::missing_pages)
     }
 
     fn is_fetching(&mut self) -> bool {

@@ -23,6 +23,8 @@ use crate::source_switch::to_wire;
 
 /// How often it is looked whether pages are still missing.
 const FETCH_LOOK: Duration = Duration::from_millis(100);
+/// How often a journal says how many pages are missing.
+pub(crate) const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// How long a source that lives may take for its next word.
 const WORD_MAX: Duration = Duration::from_secs(600);
 
@@ -47,6 +49,10 @@ pub(crate) trait DestinationHost {
     /// True while the workload lacks pages: the source is waited for, however long.
     fn is_fetching(&mut self) -> bool {
         false
+    }
+    /// How many pages it lacks, if it lacks any.
+    fn missing_pages(&self) -> Option<u64> {
+        None
     }
 }
 
@@ -80,6 +86,7 @@ pub(crate) struct DestinationDriver<'a, H> {
     /// The resources after the load, until they are journalled with the promise.
     loaded: Option<Vec<u8>>,
     deaf_at: Option<Instant>,
+    noted_at: Option<Instant>,
 }
 
 /// How the driving ended.
@@ -120,6 +127,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             promised: false,
             loaded: None,
             deaf_at: None,
+            noted_at: None,
         }
     }
 
@@ -209,7 +217,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
             // In one write, as it is part of the downtime.
             Some(resources) if state == DestinationJournal::Prepared => {
                 self.promised = true;
-                journal.set_prepared(resources)
+                journal.set_prepared(resources, self.host.missing_pages())
             }
             _ => journal.set_state(state.into()),
         }
@@ -261,6 +269,7 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
                 true => Instant::now() + FETCH_LOOK,
                 false => self.deadline(),
             };
+            self.note_missing();
             if Instant::now() >= until {
                 return None;
             }
@@ -294,6 +303,19 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
         *self
             .deaf_at
             .get_or_insert_with(|| Instant::now() + self.answer_for)
+    }
+
+    /// For whoever lists the migrations.
+    fn note_missing(&mut self) {
+        let (missing, now) = (self.host.missing_pages(), Instant::now());
+        let due = self
+            .noted_at
+            .is_none_or(|at| missing.is_none() || now.duration_since(at) >= NOTE_EVERY);
+        if let Some(journal) = self.journal.as_mut().filter(|_| due) {
+            self.noted_at = Some(now);
+            // It only informs.
+            let _ = journal.set_missing(missing);
+        }
     }
 
     fn waits_for_pages(&mut self, event: &Option<Event>) -> bool {

@@ -156,6 +156,12 @@ impl<P: Pager> Fetch<P> {
         self.shared.complete.load(Ordering::Acquire)
     }
 
+    /// How many pages are missing; nothing if none is.
+    pub fn missing_pages(&self) -> Option<u64> {
+        let missing = || self.shared.pager.missing_pages();
+        (!self.is_complete()).then(missing)
+    }
+
     /// How long faults took.
     pub fn times(&self) -> FaultTimes {
         self.shared.pager.times()

@@ -20,7 +20,7 @@ use crate::fetch::{join, Fetch};
 use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State, FENCED_MAX};
 use crate::link::LINK_TIMEOUT;
-use crate::serve::{Route, Server, Stores, Waited};
+use crate::serve::{Noted, Route, Server, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 
 /// How often a server is looked at.
@@ -258,17 +258,20 @@ impl<C: Recover> SourceHost for Recovering<'_, C> {
         Err(Error::Internal("nothing to hold".into()))
     }
 
-    fn serve(&mut self, record: &Record) -> Result<()> {
+    fn serve(&mut self, journal: &mut Journal) -> Result<()> {
+        let (id, workload) = (journal.record().id, journal.record().workload.clone());
         let unserved = |why: &str| Error::Unserved {
-            id: record.id,
-            workload: record.workload.clone(),
+            id,
+            workload: workload.clone(),
             why: why.to_owned(),
         };
         if !self.follow {
             return Err(unserved("nobody sends them just now"));
         }
-        let server = self.server(record)?;
+        let server = self.server(journal.record())?;
+        let mut noted = Noted::default();
         loop {
+            noted.note(journal, &server.progress().0);
             match server.wait(LOOK_EVERY) {
                 Waited::Done => return Ok(()),
                 Waited::GivenUp(why) => return Err(unserved(&why)),
@@ -310,6 +313,10 @@ impl<C: Recover> DestinationHost for Recovering<'_, C> {
     fn join(&mut self, kind: StreamKind, stream: TcpStream) {
         // A stream that fails is lost, and the source comes again.
         let _ = join(&mut self.fetch, kind, stream);
+    }
+
+    fn missing_pages(&self) -> Option<u64> {
+        self.fetch.as_ref().and_then(Fetch::missing_pages)
     }
 
     fn is_fetching(&mut self) -> bool {

@@ -108,6 +108,9 @@ pub struct Record {
     /// Source: how the pages are sent that follow after the switch-over.
     #[serde(default)]
     pub residual: Option<ResidualOptions>,
+    /// Pages that the destination lacks although it runs, as of a moment ago; nothing if it lacks none.
+    #[serde(default)]
+    pub missing_pages: Option<u64>,
     /// Destination: where it listened, so that the source finds whoever goes on.
     #[serde(default)]
     pub listen: Option<String>,
@@ -331,6 +334,14 @@ impl Journal {
         self.change(|record| record.residual = Some(options))
     }
 
+    /// How many pages the destination lacks; cheap if that was said before.
+    pub fn set_missing(&mut self, pages: Option<u64>) -> Result<()> {
+        if self.record.missing_pages == pages {
+            return Ok(());
+        }
+        self.change(|record| record.missing_pages = pages)
+    }
+
     /// Changes the resources; cheap if they are the same.
     pub fn set_resources(&mut self, resources: Vec<u8>) -> Result<()> {
         if self.record.resources == resources {
@@ -339,10 +350,11 @@ impl Journal {
         self.change(|record| record.resources = resources)
     }
 
-    /// Destination: complete, with these resources. In one write, as it is part of the downtime.
-    pub fn set_prepared(&mut self, resources: Vec<u8>) -> Result<()> {
+    /// Destination: complete, with these resources, but for so many pages. In one write, as it is part of the downtime.
+    pub fn set_prepared(&mut self, resources: Vec<u8>, missing_pages: Option<u64>) -> Result<()> {
         self.change(|record| {
             record.state = State::Prepared;
+            record.missing_pages = missing_pages;
             record.resources = resources;
         })
     }
@@ -487,6 +499,7 @@ mod tests {
             resources: vec![0, 255, 16],
             pid: 0,
             residual: None,
+            missing_pages: None,
             listen: None,
         }
     }
@@ -595,7 +608,7 @@ mod tests {
     fn what_was_given_up_names_no_resources() {
         let scratch = Scratch::new();
         let mut journal = scratch.0.create(record(1)).unwrap();
-        journal.set_prepared(vec![7]).unwrap();
+        journal.set_prepared(vec![7], None).unwrap();
         assert!(!journal.record().is_only_kept());
         journal.set_fenced().unwrap();
         let read = scratch

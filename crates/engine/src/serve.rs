@@ -16,8 +16,10 @@ use whimbrel_policy::{Page, PageRun, Pages, Sent, SpaceId, PAGE_SIZE};
 use whimbrel_wire::{FaultTimes, Key, MigrationId, StreamKind, Wish, WishReader};
 
 use crate::contract::PageStore;
+use crate::destination_switch::NOTE_EVERY;
 use crate::error::{Error, Result};
 use crate::intake::page_run;
+use crate::journal::Journal;
 use crate::link::{dial, lock, shut};
 use crate::observer::micros;
 use crate::residual::{summary, ResidualOptions, ResidualProgress};
@@ -189,6 +191,21 @@ impl Drop for Server {
         lock(&self.streams).iter().for_each(shut);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// When the journal last said how many pages are missing.
+#[derive(Debug, Default)]
+pub(crate) struct Noted(Option<Instant>);
+
+impl Noted {
+    /// Says it, if that is due. Whoever lists the migrations reads it there.
+    pub fn note(&mut self, journal: &mut Journal, progress: &ResidualProgress) {
+        if self.0.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
+            self.0 = Some(Instant::now());
+            // It only informs.
+            let _ = journal.set_missing(Some(progress.owed_bytes / PAGE_SIZE));
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::observer::{micros, Observer, Phase, Timeline};
 use crate::residual::ResidualOptions;
 use crate::rounds::{Barriers, Rounds, Tally, LAST_BARRIER};
 use crate::send::PageSender;
-use crate::serve::{Route, Server, Session, Stores, Waited};
+use crate::serve::{Noted, Route, Server, Session, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 use crate::summary::{ResidualSummary, Summary};
 
@@ -145,6 +145,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             resources: self.workload.resources(),
             pid: 0,
             residual: None,
+            missing_pages: None,
             listen: None,
         }
     }
@@ -398,12 +399,13 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
         self.source.workload.hold().map_err(Error::workload)
     }
 
-    fn serve(&mut self, _: &Record) -> Result<()> {
+    fn serve(&mut self, journal: &mut Journal) -> Result<()> {
         let source = &mut *self.source;
         let Some(server) = &source.server else {
             return Ok(());
         };
         source.timeline.begin(Phase::Serve);
+        let mut noted = Noted::default();
         let unserved = |why: String| Error::Unserved {
             id: source.options.id,
             workload: source.options.workload_name.clone(),
@@ -415,6 +417,7 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
                 source.timeline.observer.warning(&warning);
             }
             source.timeline.observer.residual(&progress);
+            noted.note(journal, &progress);
             if source.options.cancel.load(Ordering::Relaxed) {
                 return Err(unserved("cancelled".into()));
             }

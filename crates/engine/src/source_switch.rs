@@ -15,7 +15,7 @@ use crate::contract::Outcome;
 use crate::error::{Error, Result};
 use crate::failures::Failures;
 use crate::inbox::{end_of, Inbox};
-use crate::journal::{Journal, Record, State};
+use crate::journal::{Journal, State};
 use crate::link::{dial, hear, ControlLink, Event};
 
 /// How long a destination that lives may take for an answer: it may have to build a large workload.
@@ -31,7 +31,7 @@ pub(crate) trait SourceHost {
     fn hold(&mut self) -> Result<()>;
     /// Sends what the destination still lacks, until it lacks nothing. Fails with [`Error::Unserved`] if that has to wait for
     /// somebody else.
-    fn serve(&mut self, _record: &Record) -> Result<()> {
+    fn serve(&mut self, _journal: &mut Journal) -> Result<()> {
         Ok(())
     }
     /// Ends the copy, or lets it run.
@@ -269,7 +269,7 @@ impl<'a, H: SourceHost> SourceDriver<'a, H> {
         let Some(journal) = self.journal.as_mut().filter(serving) else {
             return Ok(());
         };
-        match self.host.serve(journal.record()) {
+        match self.host.serve(journal) {
             Err(error @ Error::Unserved { .. }) => {
                 self.unserved = Some(error);
                 Ok(())

@@ -119,7 +119,50 @@ impl fmt::Display for Summary {
                 1 => "1 round".to_owned(),
                 n => format!("{n} rounds"),
             },
-        )
+        )?;
+        match &self.residual {
+            Some(residual) => write!(f, "; {residual}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ResidualSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} followed in {}, {} network faults",
+            Bytes(self.bytes_pushed.saturating_add(self.bytes_replied)),
+            Time(self.duration_us),
+            self.network_faults
+        )?;
+        let times = &self.times.all;
+        if times.faults > 0 {
+            write!(
+                f,
+                " (half within {}, 99 % within {}, longest {})",
+                Time(times.p50_us),
+                Time(times.p99_us),
+                Time(times.max_us)
+            )?;
+        }
+        match self.reconnects {
+            0 => Ok(()),
+            n => write!(f, ", link lost and found {n} times"),
+        }
+    }
+}
+
+impl ResidualSummary {
+    /// How much the thread that waited longest was slowed down while pages were missing, in percent of that time.
+    pub fn slowdown_percent(&self) -> Option<f64> {
+        let waited = self
+            .times
+            .threads
+            .iter()
+            .map(|(_, times)| times.waited_us)
+            .max()?;
+        (self.duration_us > 0).then(|| waited as f64 * 100.0 / self.duration_us as f64)
     }
 }
 

@@ -369,6 +369,7 @@ fn a_guardian_does_not_wait_where_nobody_listens() {
         resources: Vec::new(),
         pid: 0,
         residual: None,
+        missing_pages: None,
         listen: None,
     };
     drop(stage.journals.create(record).unwrap());
@@ -392,6 +393,7 @@ fn the_operator_may_take_it_back_by_force() {
         resources: Vec::new(),
         pid: 0,
         residual: None,
+        missing_pages: None,
         listen: None,
     };
     drop(stage.journals.create(record).unwrap());
