@@ -372,6 +372,62 @@ pub fn send_descriptors(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> Resul
     Ok(())
 }
 
+/// The descriptor that comes with the next byte of a stream ([`send_descriptors`] of one). Waits as long as the socket does.
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let header = std::mem::size_of::<libc::cmsghdr>();
+    let mut control = [0u64; 4];
+    let mut data = [0u8];
+    let mut vector = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
+    // SAFETY: `msghdr` is plain data for which zeros are valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // Room for one descriptor: the kernel closes what does not fit.
+    message.msg_controllen = header + 4;
+    // SAFETY: the message points to a live byte and to a control buffer of at least `msg_controllen` bytes.
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
+    check(result as i64, || "receive a descriptor".into())?;
+    // A cmsghdr: its length, then level and type; then the number.
+    let [length, kind, number, _] = control;
+    let rights = libc::SOL_SOCKET as u64 | (libc::SCM_RIGHTS as u64) << 32;
+    if message.msg_controllen < header + 4 || length != (header + 4) as u64 || kind != rights {
+        return Err(Error::other(
+            "no descriptor came with a message that announced one",
+        ));
+    }
+    own(i64::from(number as u32), || "receive a descriptor".into())
+}
+
+/// Waits until one of `fds` can be read, at most `longest`. Which ones can; none after an interruption.
+pub fn wait_readable(fds: &[BorrowedFd<'_>], longest: std::time::Duration) -> Result<Vec<bool>> {
+    let mut polled: Vec<libc::pollfd> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    let limit = libc::timespec {
+        tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: longest.subsec_nanos().into(),
+    };
+    // SAFETY: the records and the limit are live; no signal mask is given.
+    let result = unsafe {
+        let count = polled.len() as libc::nfds_t;
+        libc::ppoll(polled.as_mut_ptr(), count, &limit, std::ptr::null())
+    };
+    match check(i64::from(result), || "wait for descriptors".into()) {
+        Err(error) if error.errno() == Some(libc::EINTR) => Ok(vec![false; fds.len()]),
+        Err(error) => Err(error),
+        Ok(_) => Ok(polled.iter().map(|one| one.revents != 0).collect()),
+    }
+}
+
 /// `SCM_MAX_FD` of the kernel.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 253;
 
@@ -430,5 +486,11 @@ mod tests {
         send_descriptors(a.as_fd(), &[event.as_fd(), event.as_fd()]).unwrap();
         assert_eq!(read(b.as_fd(), 10).unwrap(), [0]);
         assert!(send_descriptors(a.as_fd(), &[]).is_err());
+        send_descriptors(a.as_fd(), &[event.as_fd()]).unwrap();
+        let received = receive_descriptor(b.as_fd()).unwrap();
+        let me = std::process::id() as i32;
+        assert!(same_file((me, received.as_raw_fd()), (me, event.as_raw_fd())).unwrap());
+        crate::socket::send(a.as_fd(), b"x").unwrap();
+        assert!(receive_descriptor(b.as_fd()).is_err());
     }
 }

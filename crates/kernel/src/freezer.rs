@@ -153,6 +153,11 @@ impl Group {
         )))
     }
 
+    /// Begins to freeze the group. A thread that waits in the kernel stops when its wait is over.
+    pub fn freeze_soon(&self) -> Result<()> {
+        self.order(true)
+    }
+
     /// Lets everything in the group run again.
     pub fn thaw(&self) -> Result<()> {
         match self.order(false) {

@@ -303,11 +303,18 @@ pub enum Ended {
     Killed(i32),
 }
 
-/// Ends of child processes as something that can be waited for together with descriptors. SIGCHLD stays blocked in the calling
-/// thread; programs started by [`crate::spawn::Setup`] begin with no signal blocked.
+/// Ends of child processes as something that can be waited for together with descriptors. SIGCHLD and [`LET_GO`] stay blocked in
+/// the calling thread; programs started by [`crate::spawn::Setup`] begin with no signal blocked.
 pub struct Children {
     signals: OwnedFd,
+    let_go: std::cell::Cell<bool>,
 }
+
+/// Tells PID 1 of a namespace from outside to close what it keeps ([`Children::let_go`]).
+pub const LET_GO: i32 = libc::SIGUSR1;
+/// Where `struct signalfd_siginfo` has the signal and the sender's PID (signalfd(2)).
+const SIGNAL_AT: usize = 0;
+const SENDER_AT: usize = 12;
 
 impl Children {
     /// Begins to listen.
@@ -317,6 +324,7 @@ impl Children {
             let mut set: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut set);
             libc::sigaddset(&mut set, libc::SIGCHLD);
+            libc::sigaddset(&mut set, LET_GO);
             check(
                 "block SIGCHLD",
                 libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut()).into(),
@@ -325,6 +333,7 @@ impl Children {
             check("make a signalfd", fd.into())?;
             Ok(Self {
                 signals: OwnedFd::from_raw_fd(fd),
+                let_go: std::cell::Cell::new(false),
             })
         }
     }
@@ -335,10 +344,27 @@ impl Children {
         let ready = poll_readable(&fds, None)?;
         if ready[0] {
             let mut info = [0u8; 128];
-            // SAFETY: the buffer has the size of one signalfd_siginfo; what it says is not used.
-            unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+            // SAFETY: the buffer has the size of one signalfd_siginfo.
+            let got = unsafe { libc::read(self.signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+            let half = |at: usize| {
+                info.iter()
+                    .skip(at)
+                    .take(4)
+                    .rev()
+                    .fold(0u32, |n, byte| n << 8 | u32::from(*byte))
+            };
+            // Whoever is outside of the namespace has no number in it. Nobody inside may ask for this.
+            let outside = half(SENDER_AT) == 0;
+            if got == info.len() as isize && half(SIGNAL_AT) == LET_GO as u32 && outside {
+                self.let_go.set(true);
+            }
         }
         Ok(ready[1])
+    }
+
+    /// Whether [`LET_GO`] has come from outside of the namespace since this was asked before.
+    pub fn let_go(&self) -> bool {
+        self.let_go.take()
     }
 
     /// One child that has ended, `None` if there is none now.

@@ -64,6 +64,10 @@ pub const DONT_WAKE: u64 = 1;
 /// Copy write-protected (`UFFDIO_COPY_MODE_WP`).
 pub const COPY_WP: u64 = 2;
 
+/// The last page of the lower half, which nothing can be mapped to but the kernel takes as a place.
+const NOWHERE: u64 = 0x7fff_ffff_e000;
+const PAGE_BYTES: u64 = 4096;
+
 const UFFD_API: u64 = 0xaa;
 /// `_IOWR(0xaa, 0x3f, struct uffdio_api)` and so on.
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
@@ -270,6 +274,33 @@ impl Uffd {
             .map_err(range_error("wake the waiters of", start, bytes))
     }
 
+    /// Whether something that changes the address space is under way: its event waits to be read, or is about to be queued. While it
+    /// is, what the events have told up to now need not be true; when it is not, it is exact. ESRCH: the process has ended.
+    pub fn is_changing(&self) -> Result<bool> {
+        // Asked before anything else, of a place where it can do nothing.
+        match self.continue_(NOWHERE, PAGE_BYTES, 0) {
+            Err(Partial { error, .. }) => match error.errno() {
+                Some(libc::EAGAIN) => Ok(true),
+                Some(libc::ESRCH) => Err(error),
+                _ => Ok(false),
+            },
+            Ok(()) => Ok(false),
+        }
+    }
+
+    /// Whether all of an aligned range of private anonymous memory is watched and one mapping. EAGAIN: [`Uffd::is_changing`].
+    pub fn is_registered(&self, start: u64, bytes: u64) -> Result<bool> {
+        match self.continue_(start, bytes, 0) {
+            // There is no page cache that a private page could be taken from.
+            Ok(()) => Ok(true),
+            Err(Partial { error, .. }) => match error.errno() {
+                Some(libc::EINVAL) => Ok(true),
+                Some(libc::ENOENT) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Reads what has happened, up to [`EVENTS_MAX`] events at once; empty when nothing is queued (the descriptor does not block).
     pub fn events(&self) -> Result<Vec<Event>> {
         let mut buffer = [0u8; EVENTS_MAX * EVENT_BYTES];
@@ -426,7 +457,8 @@ pub fn inject_stopped(pid: i32, tid: i32, flags: u64) -> Result<Uffd> {
     taken
 }
 
-fn take_out(remote: &mut Remote, process: BorrowedFd<'_>, flags: u64) -> Result<Uffd> {
+/// The same by a thread that is driven already: makes one there, fetches it, and closes it inside. [`Uffd::api`] comes next.
+pub fn take_out(remote: &mut Remote, process: BorrowedFd<'_>, flags: u64) -> Result<Uffd> {
     let inside = remote.call("userfaultfd", libc::SYS_userfaultfd, &[open_flags(flags)])?;
     let fd = pidfd::getfd(process, inside as i32);
     remote.call("close", libc::SYS_close, &[inside])?;

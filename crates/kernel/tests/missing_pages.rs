@@ -268,3 +268,40 @@ fn a_fault_is_told_before_the_event_that_explains_it() {
     uffd.copy(to, &content(7, 1), 0).unwrap();
     assert_eq!(twin.reply(), word(7));
 }
+
+/// An unmapping that is told late need not be true any more: the kernel itself has to say what is watched.
+#[test]
+fn the_kernel_tells_what_is_registered_and_when_nothing_changes() {
+    let (mut puppet, uffd, first, second) = two_areas();
+    assert!(!uffd.is_changing().unwrap());
+    assert!(uffd.is_registered(first, 16 * PAGE).unwrap());
+    assert!(!uffd.is_registered(first, 17 * PAGE).unwrap(), "beyond its end");
+    uffd.copy(first, &content(1, 1), 0).unwrap();
+    assert!(uffd.is_registered(first, PAGE).unwrap(), "with its content");
+    puppet.begin_call(libc::SYS_munmap, &[second, 16 * PAGE]);
+    wait_until(|| uffd.is_changing().unwrap());
+    assert_eq!(
+        uffd.is_registered(first, PAGE).unwrap_err().errno(),
+        Some(libc::EAGAIN)
+    );
+    wait_until(|| pending(&uffd) == ["unmap"]);
+    assert_eq!(puppet.reply(), 0);
+    assert!(!uffd.is_changing().unwrap());
+    assert!(!uffd.is_registered(second, PAGE).unwrap());
+    let plain = puppet.map_at(second, 16 * PAGE, libc::MAP_FIXED);
+    assert!(!uffd.is_registered(plain, PAGE).unwrap(), "another mapping");
+}
+
+const MADV_GUARD_INSTALL: u64 = 102;
+
+/// The page of zeros keeps off guards (Linux 6.13); a copy does not, which this kernel may change.
+#[test]
+fn zeros_do_not_overwrite_a_guard() {
+    let (mut puppet, uffd, first, _) = two_areas();
+    if puppet.try_call(libc::SYS_madvise, &[first, PAGE, MADV_GUARD_INSTALL]) < 0 {
+        return; // no guards here
+    }
+    let partial = uffd.zeropage(first, PAGE, 0).unwrap_err();
+    assert_eq!(partial.error.errno(), Some(libc::EEXIST));
+    println!("a copy onto a guard: {:?}", uffd.copy(first, &content(1, 1), 0));
+}

@@ -19,6 +19,7 @@ pub mod replica;
 pub mod source;
 pub mod spec;
 pub mod state;
+pub mod store;
 pub mod stub;
 pub mod survey;
 pub mod tracker;

@@ -6,14 +6,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{de::DeserializeOwned, Serialize};
-use whimbrel_engine::Recover;
+use whimbrel_engine::{Left, Recover};
 use whimbrel_kernel::freezer::Group;
 
 use crate::capture;
-use crate::container::{self, Introduction};
+use crate::container::{self, Identity, Introduction};
+use crate::pager::{PagerError, ProcessPager};
 use crate::replica::ReplicaResources;
 use crate::source::{self, SourceError, SourceResources};
 use crate::state::FileId;
+use crate::store::MemoryStore;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,15 @@ pub enum RecoverError {
     /// Sockets.
     #[error(transparent)]
     Capture(#[from] capture::Error),
+    /// Pages that come after the start.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// A system call failed.
+    #[error(transparent)]
+    Kernel(#[from] whimbrel_kernel::error::Error),
+    /// The source's copy is not there any more.
+    #[error("the workload's copy at the source has ended, and its memory with it; somebody killed it")]
+    Gone,
 }
 
 type Result<T> = std::result::Result<T, RecoverError>;
@@ -54,6 +65,8 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<T>> {
 
 impl Recover for ProcessRecover {
     type Error = RecoverError;
+    type Store = MemoryStore;
+    type Pager = ProcessPager;
 
     fn stays(&self, resources: &[u8]) -> Result<()> {
         let Some(resources) = decode::<SourceResources>(resources)? else {
@@ -72,6 +85,29 @@ impl Recover for ProcessRecover {
         match decode::<SourceResources>(resources)? {
             Some(resources) => Ok(end(&resources)?),
             None => Ok(()),
+        }
+    }
+
+    fn store(&self, resources: &[u8]) -> Result<MemoryStore> {
+        let process = decode::<SourceResources>(resources)?.map(|resources| resources.process);
+        let Some(process) = process.filter(Identity::is_alive) else {
+            return Err(RecoverError::Gone);
+        };
+        let store = MemoryStore::open(process.pid)?;
+        // It may have ended before that, and something else got its number.
+        match process.is_alive() {
+            true => Ok(store),
+            false => Err(RecoverError::Gone),
+        }
+    }
+
+    fn pager(&self, resources: &[u8]) -> Result<Left<ProcessPager>> {
+        let Some(resources) = decode::<ReplicaResources>(resources)? else {
+            return Ok(Left::Nothing);
+        };
+        match (&resources.pager, resources.process) {
+            (Some(pager), Some(process)) => Ok(ProcessPager::recover(pager, process, &resources.container)?),
+            _ => Ok(Left::Nothing),
         }
     }
 

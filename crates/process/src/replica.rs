@@ -3,7 +3,7 @@
 //! Memory goes straight to its final place from the first round on. The stub's mappings follow the source's; what a round
 //! brings is written with process_vm_writev(2), shared objects through descriptors that we hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,18 +15,20 @@ use serde::{Deserialize, Serialize};
 use whimbrel_engine::Replica;
 use whimbrel_kernel::memory::{self, MemFile};
 use whimbrel_kernel::pagemap::{Pagemap, Region, ScanArgs};
-use whimbrel_kernel::{maps, pidfd, sparse};
-use whimbrel_policy::PageRun;
+use whimbrel_kernel::{maps, pidfd, sparse, uffd};
+use whimbrel_policy::{PageRun, PAGE_SIZE};
 
 use crate::calls::Plan;
 use crate::capture::RepairedSocket;
 use crate::container::{self, log, Container, Identity, Introduction};
 use crate::layout::{
     difference, AdviceSet, Backing, Difference, Layout, LayoutError, Mapping, ObjectKind, SharedObject, Span,
+    ADDRESS_MAX,
 };
+use crate::pager::{Armament, PagerError, PagerResources, ProcessPager};
 use crate::rebuild::{self, Built, Target};
 use crate::recover::{self, RecoverError};
-use crate::source::Image;
+use crate::source::{can_wait, Image};
 use crate::spec::{Spec, SpecError};
 use crate::state::{FileId, FileKind, State};
 use crate::stub::{Stub, StubError};
@@ -75,6 +77,9 @@ pub enum ReplicaError {
     /// Starting or ending it.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// Pages that come after the start.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
     /// The state does not decode.
     #[error(
         "the state of the workload cannot be decoded ({0}); both ends must run the same release of whimbrel"
@@ -109,6 +114,8 @@ pub struct ReplicaResources {
     pub repaired: Vec<RepairedSocket>,
     /// Files that were made for it.
     pub carried: Vec<(PathBuf, FileId)>,
+    /// Pages that come after its start.
+    pub pager: Option<PagerResources>,
 }
 
 /// A shared object on its way in.
@@ -201,6 +208,7 @@ impl ProcessReplica {
             process,
             repaired: Vec::new(),
             carried: Vec::new(),
+            pager: None,
         };
         self.resources = Some(resources(&container, None));
         self.introduction = Introduction::prepare(container.resources()).ok().flatten();
@@ -537,6 +545,43 @@ impl ProcessReplica {
             .collect()
     }
 
+    /// The mappings that missing pages lie in, whole: a mapping of which only a part was watched would be two, and mremap(2) refuses
+    /// to go across.
+    fn watched(&self, missing: &[PageRun]) -> Result<Vec<Span>> {
+        let unserved = |run: &PageRun| {
+            ReplicaError::Unfit(format!(
+                "{} pages from page {:#x} of space {} on cannot come after the start; this is a bug or an attack",
+                run.count, run.first, run.space.0
+            ))
+        };
+        let mut watched = BTreeSet::new();
+        for run in missing {
+            let end = run
+                .first
+                .checked_add(run.count)
+                .filter(|end| *end <= ADDRESS_MAX / PAGE_SIZE);
+            if run.space != PRIVATE || end.is_none() {
+                return Err(unserved(run));
+            }
+            let span = Span::of(run);
+            let from = self
+                .mappings
+                .partition_point(|mapping| mapping.span.end <= span.start);
+            let mut at = span.start;
+            for mapping in self.mappings.iter().skip(from) {
+                if at >= span.end || mapping.span.start > at || !can_wait(mapping) {
+                    break;
+                }
+                watched.insert(mapping.span);
+                at = mapping.span.end;
+            }
+            if at < span.end {
+                return Err(unserved(run));
+            }
+        }
+        Ok(watched.into_iter().collect())
+    }
+
     /// Installs guard pages.
     fn install_guards(&mut self) -> Result<()> {
         if self.guards.is_empty() {
@@ -740,6 +785,7 @@ fn await_clock(pid: i32, frozen_at_ns: u64) -> Result<()> {
 
 impl Replica for ProcessReplica {
     type Error = ReplicaError;
+    type Pager = ProcessPager;
 
     fn prepare(&mut self, spec: &[u8]) -> Result<()> {
         let arrived = Instant::now();
@@ -858,6 +904,30 @@ impl Replica for ProcessReplica {
         Ok(())
     }
 
+    fn arm(&mut self, missing: &[PageRun]) -> Result<ProcessPager> {
+        // Older content of what is missing was dropped, and must be gone: what is there is never asked for.
+        self.flush()?;
+        let spans = self.watched(missing)?;
+        let unprepared = || ReplicaError::Unfit("the replica was not prepared".into());
+        let container = self.container.as_ref().ok_or_else(unprepared)?;
+        let keeper = container.keeper()?;
+        let resources = self.resources.as_mut().ok_or_else(unprepared)?;
+        let process = resources.process.ok_or_else(unprepared)?;
+        let stub = self.stub.as_mut().ok_or_else(unprepared)?;
+        let pidfd = pidfd::open(process.pid)?;
+        let armament = Armament {
+            uffd: uffd::take_out(stub.remote(), pidfd.as_fd(), 0)?,
+            process,
+            container: container.resources(),
+            keeper,
+            missing,
+            spans,
+        };
+        let (pager, made) = armament.arm()?;
+        resources.pager = Some(made);
+        Ok(pager)
+    }
+
     fn complete(&mut self) -> Result<()> {
         self.flush()?;
         self.install_guards()?;
@@ -884,7 +954,13 @@ impl Replica for ProcessReplica {
             return Ok(());
         };
         container::note_started(&resources.container)?;
-        container::announce_repeatedly(&resources.container)?;
+        Ok(container::announce_repeatedly(&resources.container)?)
+    }
+
+    fn mend(&mut self) -> Result<()> {
+        let Some(resources) = &self.resources else {
+            return Ok(());
+        };
         if let Some(process) = resources.process.filter(Identity::is_alive) {
             let spans: Vec<_> = self
                 .huge

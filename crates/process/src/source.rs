@@ -15,8 +15,7 @@ use whimbrel_engine::contract::{Captured as CapturedState, Scanned};
 use whimbrel_engine::{Mode, Outcome, Workload};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::maps::{self, Vma};
-use whimbrel_kernel::memory::{self, MemFile};
-use whimbrel_kernel::ptrace::Stopped;
+use whimbrel_kernel::ptrace::{self, Stopped};
 use whimbrel_kernel::{pidfd, proc};
 use whimbrel_policy::{PageRun, Scan, PAGE_SIZE};
 
@@ -24,12 +23,13 @@ use crate::capture::{self, Captured, Input, Prefetch, RepairedSocket, RestartMem
 use crate::check::{self, CheckOptions};
 use crate::container::{self, log, ContainerSpec, Entry, Frames, Identity};
 use crate::cpu::CpuFeatures;
-use crate::layout::{Layout, ObjectKind, ProcessLayout};
+use crate::layout::{Advice, Backing, Layout, Mapping, ObjectKind, ProcessLayout};
 use crate::objects::{ObjectError, Objects};
 use crate::recover;
 use crate::refusal::{Refusal, Subject};
 use crate::spec::{needed_files, resident_bytes, ProcessSpec, Spec, SpecError};
 use crate::state::{FileId, State};
+use crate::store::{bytes_of, MemoryStore};
 use crate::survey::{kernel_mappings, FlagTable, Surveyor};
 use crate::tracker::{Tracker, PRIVATE};
 use crate::vdso::KernelMappings;
@@ -126,7 +126,7 @@ pub struct ProcessWorkload {
     layout: Option<Layout>,
     kernel: KernelMappings,
     tracker: Tracker,
-    memory: MemFile,
+    memory: MemoryStore,
     memo: RestartMemo,
     /// Read before the freeze.
     prefetch: Option<Prefetch>,
@@ -193,7 +193,7 @@ impl ProcessWorkload {
             layout: None,
             kernel: KernelMappings::default(),
             tracker: Tracker::watch(pid)?,
-            memory: MemFile::open(pid)?,
+            memory: MemoryStore::open(pid)?,
             memo: RestartMemo::default(),
             prefetch: None,
             lock: None,
@@ -458,46 +458,34 @@ impl ProcessWorkload {
         self.resources.carried = resolved.collect();
     }
 
-    /// Private pages into `buffer`; what cannot be read is added to `failed`.
-    fn read_private(&self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<()> {
-        let (mut runs, mut buffer) = (runs, buffer);
-        while !runs.is_empty() {
-            let spans: Vec<memory::Span> = runs
-                .iter()
-                .map(|run| (run.first * PAGE_SIZE, bytes_of(run)))
-                .collect();
-            let got = memory::readv(self.pid, &spans, buffer)?;
-            let (whole, bytes) = whole_runs(runs, got);
-            runs = runs.get(whole..).unwrap_or_default();
-            buffer = buffer.get_mut(bytes..).unwrap_or_default();
-            let Some((first, rest)) = runs.split_first() else {
-                return Ok(());
-            };
-            let (one, others) = buffer.split_at_mut(bytes_of(first).min(buffer.len()));
-            // Through the protection, or gone.
-            if self.memory.read(first.first * PAGE_SIZE, one).is_err() {
-                failed.push(*first);
+    /// Pages that must be there when the workload starts at the destination: those whose absence cannot be served, those that a child must
+    /// not have, and those that rebuilding a thread writes to. Spans are generous: pages that are not owed do not count.
+    fn urgent(&self, stopped: &Stopped, shared: &[PageRun]) -> Result<Vec<PageRun>> {
+        let processes = self.layout.iter().flat_map(|layout| &layout.processes);
+        let mappings = processes.flat_map(|process| &process.mappings);
+        let unserved = mappings.filter(|mapping| !mapping.shared && !can_wait(mapping));
+        let mut urgent: Vec<PageRun> = unserved.map(|mapping| mapping.span.run(PRIVATE)).collect();
+        for tid in stopped.tids() {
+            let rseq = ptrace::rseq(*tid)?;
+            if rseq.pointer != 0 {
+                let first = rseq.pointer / PAGE_SIZE;
+                let last = (rseq.pointer.saturating_add(u64::from(rseq.size)) - 1) / PAGE_SIZE;
+                urgent.push(PageRun {
+                    space: PRIVATE,
+                    first,
+                    count: (last - first).min(1) + 1,
+                });
             }
-            (runs, buffer) = (rest, others);
         }
-        Ok(())
+        urgent.extend_from_slice(shared);
+        Ok(urgent)
     }
 }
 
-fn bytes_of(run: &PageRun) -> usize {
-    (run.count * PAGE_SIZE) as usize
-}
-
-/// How many of the runs fit into `got` bytes, and their length.
-fn whole_runs(runs: &[PageRun], got: usize) -> (usize, usize) {
-    let mut bytes = 0;
-    for (index, run) in runs.iter().enumerate() {
-        if bytes + bytes_of(run) > got {
-            return (index, bytes);
-        }
-        bytes += bytes_of(run);
-    }
-    (runs.len(), bytes)
+/// Whether the absence of its pages can be served at the destination.
+pub(crate) fn can_wait(mapping: &Mapping) -> bool {
+    let wiped = mapping.advice.contains(Advice::WipeOnFork);
+    mapping.backing == Backing::Anonymous && !mapping.shared && !mapping.droppable && !wiped
 }
 
 fn pages(runs: &[PageRun]) -> u64 {
@@ -506,6 +494,7 @@ fn pages(runs: &[PageRun]) -> u64 {
 
 impl Workload for ProcessWorkload {
     type Error = SourceError;
+    type Store = MemoryStore;
 
     fn describe(&mut self) -> Result<Vec<u8>> {
         self.check()?;
@@ -582,7 +571,7 @@ impl Workload for ProcessWorkload {
             scan: Scan {
                 written,
                 lost,
-                present: None,
+                ..Scan::default()
             },
             layout,
             pages_total,
@@ -605,7 +594,7 @@ impl Workload for ProcessWorkload {
             let (part, others) = rest.split_at_mut(bytes.min(rest.len()));
             rest = others;
             if some.first().is_some_and(|run| run.space == PRIVATE) {
-                self.read_private(some, part, failed)?;
+                self.memory.read_private(some, part, failed)?;
                 continue;
             }
             let mut at = 0;
@@ -723,6 +712,9 @@ impl Workload for ProcessWorkload {
             frozen.vmas = vmas;
         }
         let (mut written, mut present) = (private.written, private.present);
+        let objects: Vec<PageRun> = shared.written.iter().chain(&shared.present).copied().collect();
+        let frozen = self.frozen.as_ref().ok_or_else(|| self.unfit("is not frozen"))?;
+        let urgent = self.urgent(&frozen.stopped, &objects)?;
         written.extend(shared.written);
         present.extend(shared.present);
         let pages_total = pages(&present);
@@ -731,10 +723,15 @@ impl Workload for ProcessWorkload {
                 written,
                 lost,
                 present: Some(present),
+                urgent,
             },
             layout,
             pages_total,
         })
+    }
+
+    fn store(&mut self) -> Result<MemoryStore> {
+        Ok(MemoryStore::open(self.pid)?)
     }
 
     fn hold(&mut self) -> Result<()> {
@@ -812,21 +809,3 @@ pub(crate) fn kill(identity: Identity, thaw: impl FnOnce() -> Result<()>) -> Res
 
 /// How long a killed process may take: it gives all of its memory back.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(30);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_whole_runs_count_as_read() {
-        let run = |count| PageRun {
-            space: PRIVATE,
-            first: 9,
-            count,
-        };
-        let runs = [run(1), run(2), run(3)];
-        assert_eq!(whole_runs(&runs, 3 * 4096 + 100), (2, 3 * 4096));
-        assert_eq!(whole_runs(&runs, 0), (0, 0));
-        assert_eq!(whole_runs(&runs, 6 * 4096), (3, 6 * 4096));
-    }
-}

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use whimbrel_kernel::fd;
 
 /// Longest message in bytes: a command line with its environment, each limited by the kernel (man 2 execve).
 const MESSAGE_MAX: usize = 8 << 20;
@@ -24,6 +25,10 @@ pub(super) enum Request {
     Stub { pid: i32 },
     /// Do not end with the controller any more.
     Survive,
+    /// Keep the descriptor that comes behind this.
+    Keep,
+    /// Close a kept one.
+    Drop { number: i32 },
 }
 
 /// How the namespaces are to be.
@@ -63,6 +68,8 @@ pub(super) enum Reply {
     Ready,
     /// The child runs; its number in the container's PID namespace.
     Started { pid: i32 },
+    /// The descriptor is kept under this number.
+    Kept { number: i32 },
     /// It is done.
     Done,
     /// It failed: one sentence.
@@ -104,6 +111,15 @@ impl Channel {
         }
         self.stream.write_all(&(bytes.len() as u32).to_le_bytes())?;
         self.stream.write_all(&bytes)
+    }
+
+    /// Sends a descriptor, behind the message that announces it.
+    pub fn send_descriptor(&self, fd: BorrowedFd<'_>) -> whimbrel_kernel::error::Result<()> {
+        fd::send_descriptors(self.stream.as_fd(), &[fd])
+    }
+
+    pub fn receive_descriptor(&self) -> whimbrel_kernel::error::Result<OwnedFd> {
+        fd::receive_descriptor(self.stream.as_fd())
     }
 
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<T> {

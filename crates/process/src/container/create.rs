@@ -2,17 +2,18 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::namespace::{self, ClockOffsets};
 use whimbrel_kernel::netlink::Mac;
-use whimbrel_kernel::{proc, spawn};
+use whimbrel_kernel::{pidfd, proc, spawn};
 
 use super::control::{Channel, Reply, Request, Run, Setup};
 use super::network::{self, HostNetwork};
@@ -152,7 +153,76 @@ pub struct Container {
     spec: ContainerSpec,
     registry: Registry,
     resources: Resources,
-    control: Channel,
+    control: Arc<Mutex<Channel>>,
+}
+
+/// PID 1 of a container as somebody who holds descriptors for whoever comes after a dead controller.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    /// Only the container's own controller has it.
+    control: Option<Arc<Mutex<Channel>>>,
+    init: Identity,
+}
+
+impl Keeper {
+    /// Of a container that somebody else has made.
+    pub fn of(init: Identity) -> Keeper {
+        Keeper { control: None, init }
+    }
+
+    /// Has a duplicate of `fd` kept; gives its number there. `None`: nobody can be asked.
+    pub fn keep(&self, fd: BorrowedFd<'_>) -> Result<Option<i32>> {
+        let Some(control) = &self.control else {
+            return Ok(None);
+        };
+        let mut control = lock(control);
+        say(&mut control, &Request::Keep)?;
+        control.send_descriptor(fd)?;
+        match receive(&mut control, "keep a descriptor")? {
+            Reply::Kept { number } => Ok(Some(number)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has one of them closed, if somebody can be asked.
+    pub fn drop_one(&self, number: i32) -> Result<()> {
+        let Some(control) = &self.control else {
+            return Ok(());
+        };
+        let mut control = lock(control);
+        say(&mut control, &Request::Drop { number })?;
+        receive(&mut control, "close a descriptor").map(drop)
+    }
+
+    /// A duplicate of what is kept under this number.
+    pub fn fetch(&self, number: i32) -> Result<OwnedFd> {
+        let process = pidfd::open(self.init.pid)?;
+        if !self.init.is_alive() {
+            return Err(Error::Init("the container's init has ended".to_owned()));
+        }
+        Ok(pidfd::getfd(process.as_fd(), number)?)
+    }
+
+    /// Has all of them closed.
+    pub fn drop_all(&self) -> Result<()> {
+        let process = match pidfd::open(self.init.pid) {
+            Ok(process) if self.init.is_alive() => process,
+            _ => return Ok(()), // they went with it
+        };
+        match pidfd::send_signal(process.as_fd(), namespace::LET_GO) {
+            Err(_) if !self.init.is_alive() => Ok(()),
+            sent => Ok(sent?),
+        }
+    }
+}
+
+/// Nobody leaves a message half said.
+fn lock(control: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    control.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn say(control: &mut Channel, request: &Request) -> Result<()> {
+    control.send(request).map_err(|e| init_failed("speak to init", e))
 }
 
 impl Container {
@@ -203,7 +273,7 @@ impl Container {
             spec,
             registry: options.registry,
             resources,
-            control,
+            control: Arc::new(Mutex::new(control)),
         };
         container.finish(options.locked)
     }
@@ -309,8 +379,10 @@ impl Container {
 
     /// From here on the container outlives us.
     pub fn survive(&mut self) -> Result<()> {
-        self.say(&Request::Survive)?;
-        match self.answer("outlive its controller")? {
+        // Somebody else may have a descriptor kept at the same time.
+        let mut control = lock(&self.control);
+        say(&mut control, &Request::Survive)?;
+        match receive(&mut control, "outlive its controller")? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -326,13 +398,19 @@ impl Container {
     }
 
     fn say(&mut self, request: &Request) -> Result<()> {
-        self.control
-            .send(request)
-            .map_err(|e| init_failed("speak to init", e))
+        say(&mut lock(&self.control), request)
     }
 
     fn answer(&mut self, what: &str) -> Result<Reply> {
-        receive(&mut self.control, what)
+        receive(&mut lock(&self.control), what)
+    }
+
+    /// Its PID 1, to keep descriptors.
+    pub fn keeper(&self) -> Result<Keeper> {
+        Ok(Keeper {
+            control: Some(self.control.clone()),
+            init: self.init()?,
+        })
     }
 }
 

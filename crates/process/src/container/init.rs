@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -87,6 +87,8 @@ struct Init {
     main: Option<i32>,
     /// Whether the end of the controller is not the end of everything.
     survives: bool,
+    /// Held for whoever comes after a dead controller; nothing here reads them.
+    kept: Vec<OwnedFd>,
 }
 
 impl Init {
@@ -101,6 +103,7 @@ impl Init {
             children,
             main: None,
             survives: false,
+            kept: Vec::new(),
         })
     }
 
@@ -113,9 +116,16 @@ impl Init {
             let readable = self
                 .children
                 .wait_or_readable(connected.then_some(control.as_fd()))?;
+            if self.children.let_go() {
+                self.kept.clear();
+            }
             if readable {
-                match control.receive() {
-                    Ok(request) => self.answer(control, request)?,
+                let answered = match control.receive() {
+                    Ok(request) => self.answer(control, request),
+                    Err(e) => Err(Error::Init(e.to_string())),
+                };
+                match answered {
+                    Ok(()) => {}
                     Err(_) if self.survives => connected = false,
                     Err(_) => return Ok(1),
                 }
@@ -137,7 +147,7 @@ impl Init {
     }
 
     fn answer(&mut self, control: &mut Channel, request: Request) -> Result<()> {
-        let reply = match self.carry_out(request) {
+        let reply = match self.carry_out(control, request) {
             Ok(reply) => reply,
             Err(e) => Reply::Failed {
                 sentence: e.to_string(),
@@ -146,7 +156,7 @@ impl Init {
         send(control, &reply)
     }
 
-    fn carry_out(&mut self, request: Request) -> Result<Reply> {
+    fn carry_out(&mut self, control: &Channel, request: Request) -> Result<Reply> {
         match request {
             Request::Run(_) | Request::Stub { .. } if self.main.is_some() => {
                 Err(Error::Init("the container has its workload already".to_owned()))
@@ -155,6 +165,16 @@ impl Init {
             Request::Stub { pid } => self.stub(pid),
             Request::Survive => {
                 self.survives = true;
+                Ok(Reply::Done)
+            }
+            Request::Keep => {
+                let fd = control.receive_descriptor()?;
+                let number = fd.as_raw_fd();
+                self.kept.push(fd);
+                Ok(Reply::Kept { number })
+            }
+            Request::Drop { number } => {
+                self.kept.retain(|fd| fd.as_raw_fd() != number);
                 Ok(Reply::Done)
             }
             Request::Setup(_) | Request::Proceed => {

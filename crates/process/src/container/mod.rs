@@ -31,10 +31,10 @@ use std::io;
 use std::path::Path;
 
 pub use clocks::Clocks;
-pub use create::{Command, Container, Options, Plan, Started};
+pub use create::{Command, Container, Keeper, Options, Plan, Started};
 pub use frames::Frames;
 pub use network::{announce, announce_repeatedly, unlock, Introduction, Lock, ANNOUNCE_PAUSES};
-pub use registry::{Entry, Exit, Phase, Registry};
+pub use registry::{note_trouble, Entry, Exit, Phase, Registry};
 pub use resources::{end, note_started, Identity, NetworkResources, Resources};
 pub use spec::{Address, ContainerSpec, NetworkSpec, Route};
 

@@ -16,6 +16,7 @@ const RESERVE_TRIES_MAX: u32 = 10;
 const ENTRY: &str = "meta.json";
 const EXIT: &str = "exit.json";
 const LOG: &str = "log";
+const TROUBLE: &str = "trouble";
 
 /// What is known of one workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +211,22 @@ impl Registry {
             _ => Ok(()),
         }
     }
+}
+
+impl Entry {
+    /// Why we ended it, if we did: one sentence.
+    pub fn trouble(&self) -> Option<String> {
+        fs::read_to_string(self.resources.directory.join(TROUBLE)).ok()
+    }
+}
+
+/// Leaves a sentence about a workload that we have ended where its user will look for it. The first one stands.
+pub fn note_trouble(resources: &Resources, sentence: &str) -> Result<()> {
+    let path = resources.directory.join(TROUBLE);
+    if path.exists() || !resources.directory.exists() {
+        return Ok(());
+    }
+    fs::write(&path, sentence).map_err(|e| Error::file("write", &path, e))
 }
 
 /// Lists a workload that has arrived as running.

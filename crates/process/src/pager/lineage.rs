@@ -62,6 +62,27 @@ impl Lineage {
         inside.collect()
     }
 
+    /// What lies in `span`, in pieces that stayed together: (address here, address at the source, bytes).
+    pub fn pieces(&self, span: Span) -> Vec<(u64, u64, u64)> {
+        let first = self.here.range(..=span.start).next_back();
+        let from = first.map_or(span.start, |(start, _)| *start);
+        let inside = self.here.range(from..span.end).filter_map(|(start, segment)| {
+            let first = span.start.max(*start);
+            let last = span.end.min(segment.end);
+            (first < last).then(|| (first, segment.source + (first - start), last - first))
+        });
+        inside.collect()
+    }
+
+    /// The page at `source` and what follows it belong to `here` from now on, where nothing is.
+    pub fn adopt(&mut self, here: u64, source: u64, bytes: u64) {
+        let span = Span {
+            start: here,
+            end: here.saturating_add(bytes),
+        };
+        self.put(span, source);
+    }
+
     /// What lies in `span` is not wanted any more: dropped or unmapped.
     pub fn forget(&mut self, span: Span) {
         self.cut(span.start);
@@ -209,6 +230,12 @@ mod tests {
                 .into_iter()
                 .flat_map(|(here, there, bytes)| (0..bytes / PAGE).map(move |i| (here / PAGE + i, there / PAGE + i)))
                 .collect();
+            let by_address: Vec<(u64, u64)> = lineage
+                .pieces(span(0, 2 * PAGES))
+                .into_iter()
+                .flat_map(|(here, there, bytes)| (0..bytes / PAGE).map(move |i| (here / PAGE + i, there / PAGE + i)))
+                .collect();
+            prop_assert_eq!(by_address, model.clone().into_iter().collect::<Vec<_>>());
             all.sort_unstable();
             prop_assert_eq!(all, model.into_iter().collect::<Vec<_>>());
         }

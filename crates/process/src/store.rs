@@ -1,0 +1,133 @@
+//! Reading the private pages of a frozen process, for the source while it migrates and for the pages that follow afterwards.
+
+use whimbrel_engine::PageStore;
+use whimbrel_kernel::memory::{self, MemFile};
+use whimbrel_policy::{PageRun, PAGE_SIZE};
+
+use crate::tracker::PRIVATE;
+
+/// The result of what the kernel crate does.
+type Result<T> = whimbrel_kernel::error::Result<T>;
+
+/// The private memory of one process.
+#[derive(Debug)]
+pub struct MemoryStore {
+    pid: i32,
+    memory: MemFile,
+}
+
+impl MemoryStore {
+    /// Of the process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process, or it may not be read.
+    pub fn open(pid: i32) -> Result<MemoryStore> {
+        let memory = MemFile::open(pid)?;
+        Ok(MemoryStore { pid, memory })
+    }
+
+    /// Private pages into `buffer`; what cannot be read is added to `failed`.
+    pub(crate) fn read_private(
+        &self,
+        runs: &[PageRun],
+        buffer: &mut [u8],
+        failed: &mut Vec<PageRun>,
+    ) -> Result<()> {
+        let (mut runs, mut buffer) = (runs, buffer);
+        while !runs.is_empty() {
+            let spans: Vec<memory::Span> = runs
+                .iter()
+                .map(|run| (run.first * PAGE_SIZE, bytes_of(run)))
+                .collect();
+            let got = memory::readv(self.pid, &spans, buffer)?;
+            let (whole, bytes) = whole_runs(runs, got);
+            runs = runs.get(whole..).unwrap_or_default();
+            buffer = buffer.get_mut(bytes..).unwrap_or_default();
+            let Some((first, rest)) = runs.split_first() else {
+                return Ok(());
+            };
+            let (one, others) = buffer.split_at_mut(bytes_of(first).min(buffer.len()));
+            // Through the protection, or gone.
+            if self.memory.read(first.first * PAGE_SIZE, one).is_err() {
+                failed.push(*first);
+            }
+            (runs, buffer) = (rest, others);
+        }
+        Ok(())
+    }
+}
+
+impl PageStore for MemoryStore {
+    type Error = whimbrel_kernel::error::Error;
+
+    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<()> {
+        let mut rest = buffer;
+        for some in runs.chunk_by(|a, b| (a.space == PRIVATE) == (b.space == PRIVATE)) {
+            let bytes: usize = some.iter().map(bytes_of).sum();
+            let (part, others) = rest.split_at_mut(bytes.min(rest.len()));
+            rest = others;
+            if some.first().is_some_and(|run| run.space == PRIVATE) {
+                self.read_private(some, part, failed)?;
+            } else {
+                failed.extend_from_slice(some);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn bytes_of(run: &PageRun) -> usize {
+    (run.count * PAGE_SIZE) as usize
+}
+
+/// How many of the runs fit into `got` bytes, and their length.
+fn whole_runs(runs: &[PageRun], got: usize) -> (usize, usize) {
+    let mut bytes = 0;
+    for (index, run) in runs.iter().enumerate() {
+        if bytes + bytes_of(run) > got {
+            return (index, bytes);
+        }
+        bytes += bytes_of(run);
+    }
+    (runs.len(), bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, count: u64) -> PageRun {
+        PageRun {
+            space: PRIVATE,
+            first,
+            count,
+        }
+    }
+
+    #[test]
+    fn only_whole_runs_count_as_read() {
+        let runs = [run(9, 1), run(9, 2), run(9, 3)];
+        assert_eq!(whole_runs(&runs, 3 * 4096 + 100), (2, 3 * 4096));
+        assert_eq!(whole_runs(&runs, 0), (0, 0));
+        assert_eq!(whole_runs(&runs, 6 * 4096), (3, 6 * 4096));
+    }
+
+    #[test]
+    fn only_private_pages_can_be_had() {
+        let data = vec![7u8; 3 * 4096];
+        let first = (data.as_ptr() as u64).next_multiple_of(4096) / 4096;
+        let mut store = MemoryStore::open(std::process::id() as i32).unwrap();
+        let object = PageRun {
+            space: whimbrel_policy::SpaceId(3),
+            ..run(0, 1)
+        };
+        let runs = [run(first, 1), object, run(0, 1), run(first, 1)];
+        let (mut buffer, mut failed) = (vec![0; 4 * 4096], Vec::new());
+        store.read(&runs, &mut buffer, &mut failed).unwrap();
+        assert_eq!(failed, [object, run(0, 1)]);
+        assert!(buffer[..4096]
+            .iter()
+            .chain(&buffer[3 * 4096..])
+            .all(|byte| *byte == 7));
+    }
+}
