@@ -6,79 +6,20 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::Program;
+use common::{Host, Program};
 use whimbrel_engine::contract::{Captured, Scanned};
 use whimbrel_engine::{Mode, Outcome, Recover, Replica, Workload};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::{maps, memory, proc};
 use whimbrel_policy::{Pages, Scan, PAGE_SIZE};
-use whimbrel_process::container::{self, Entry, Options, Phase, Registry};
 use whimbrel_process::replica::ReplicaResources;
 use whimbrel_process::source::SourceResources;
 use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
 
 const BATCH_PAGES: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A host: a list of workloads of its own.
-struct Host {
-    registry: Registry,
-    root: PathBuf,
-}
-
-impl Host {
-    fn new(test: &str) -> Host {
-        let root = std::env::temp_dir().join(format!("whimbrel-moves-{}-{test}", std::process::id()));
-        fs::create_dir_all(&root).unwrap();
-        Host {
-            registry: Registry::at(&root),
-            root,
-        }
-    }
-
-    fn replica(&self) -> ProcessReplica {
-        let test = std::env::current_exe().unwrap();
-        let program = test.ancestors().nth(2).unwrap().join("examples/init");
-        let missing = "build it with: cargo build -p whimbrel-process --examples";
-        assert!(program.exists(), "{} is missing; {missing}", program.display());
-        let registry = self.registry.clone();
-        ProcessReplica::new(Options {
-            program,
-            registry,
-            ..Options::default()
-        })
-    }
-
-    /// The one workload that runs here.
-    fn entry(&self) -> Entry {
-        let mut entries = self.registry.list().unwrap();
-        entries.retain(|entry| entry.phase == Phase::Running);
-        assert_eq!(entries.len(), 1, "{entries:?}");
-        entries.remove(0)
-    }
-
-    /// The directory goes with the last workload.
-    fn is_empty(&self) {
-        assert_eq!(fs::read_dir(&self.root).map_or(0, Iterator::count), 0);
-    }
-
-    fn source(&self) -> ProcessWorkload {
-        let entry = self.entry();
-        ProcessWorkload::new(entry.process.unwrap().pid, Some(&entry)).unwrap()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        for entry in self.registry.list().unwrap_or_default() {
-            let _ = container::end(&entry.resources);
-        }
-        let _ = fs::remove_dir_all(&self.root);
-    }
-}
 
 /// Bytes of `struct rseq` that the kernel writes (linux/rseq.h).
 const RSEQ_BYTES: usize = 32;

@@ -284,6 +284,7 @@ fn a_frozen_workload_that_is_cut_off_runs_and_is_joined_after_its_start() {
         process: None,
         repaired: Vec::new(),
         carried: Vec::new(),
+        pager: None,
     };
     recover::start(&arrived).unwrap();
     assert_eq!(

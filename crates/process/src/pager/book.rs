@@ -354,3 +354,6 @@ impl Book {
         left.iter().map(|span| span.run(PRIVATE)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, dead_code)] // helpers of tests; not every test uses all of them
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -18,8 +18,10 @@ use whimbrel_kernel::pagemap::{Pagemap, ScanArgs};
 use whimbrel_kernel::remote::{find_gadget, find_syscall, Remote, SCRATCH_BYTES};
 use whimbrel_kernel::{memory, namespace, pidfd, ptrace};
 use whimbrel_process::capture::{self, Captured, Input, Prefetch, RestartMemo};
+use whimbrel_process::container::{self, Entry, Options, Phase, Registry};
 use whimbrel_process::rebuild::{self, Target};
 use whimbrel_process::state::{FileId, FileKind, Socket, SocketDetail, State, TcpConnection, ThreadState};
+use whimbrel_process::{ProcessReplica, ProcessWorkload};
 
 /// Whoever runs the tests may have pipes open that programs inherit.
 const CLOSE_OTHERS: &str =
@@ -28,6 +30,63 @@ const CLOSE_OTHERS: &str =
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAGE: u64 = 4096;
 const TOP: u64 = 0x7fff_ffff_f000;
+
+/// A host: a list of workloads of its own.
+pub struct Host {
+    pub registry: Registry,
+    pub root: PathBuf,
+}
+
+impl Host {
+    pub fn new(test: &str) -> Host {
+        let root = std::env::temp_dir().join(format!("whimbrel-moves-{}-{test}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        Host {
+            registry: Registry::at(&root),
+            root,
+        }
+    }
+
+    pub fn replica(&self) -> ProcessReplica {
+        let test = std::env::current_exe().unwrap();
+        let program = test.ancestors().nth(2).unwrap().join("examples/init");
+        let missing = "build it with: cargo build -p whimbrel-process --examples";
+        assert!(program.exists(), "{} is missing; {missing}", program.display());
+        let registry = self.registry.clone();
+        ProcessReplica::new(Options {
+            program,
+            registry,
+            ..Options::default()
+        })
+    }
+
+    /// The one workload that runs here.
+    pub fn entry(&self) -> Entry {
+        let mut entries = self.registry.list().unwrap();
+        entries.retain(|entry| entry.phase == Phase::Running);
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        entries.remove(0)
+    }
+
+    /// The directory goes with the last workload.
+    pub fn is_empty(&self) {
+        assert_eq!(fs::read_dir(&self.root).map_or(0, Iterator::count), 0);
+    }
+
+    pub fn source(&self) -> ProcessWorkload {
+        let entry = self.entry();
+        ProcessWorkload::new(entry.process.unwrap().pid, Some(&entry)).unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for entry in self.registry.list().unwrap_or_default() {
+            let _ = container::end(&entry.resources);
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
 
 /// A program that writes to a file and ends with the test.
 pub struct Program {
