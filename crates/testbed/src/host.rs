@@ -168,16 +168,25 @@ impl Host {
 
     /// Does something in a thread that has entered the host's network namespace. Sockets stay where they were made.
     pub fn in_network<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
-        let path = format!("/proc/{}/ns/net", self.pid());
+        let enter = self.network_entrance()?;
         let entered = || -> io::Result<T> {
-            let namespace = fs::File::open(&path)?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            enter()?;
             Ok(action())
         };
         let outcome = thread::scope(|scope| scope.spawn(entered).join());
         outcome
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
             .doing(|| format!("cannot work in the network of {}", self.name))
+    }
+
+    /// What moves the thread that calls it into the host's network namespace, for good.
+    pub(crate) fn network_entrance(&self) -> Result<impl FnOnce() -> io::Result<()> + Send + 'static> {
+        let path = format!("/proc/{}/ns/net", self.pid());
+        let namespace = fs::File::open(&path).doing(|| format!("cannot open {path}"))?;
+        Ok(move || {
+            let network = Some(LinkNameSpaceType::Network);
+            Ok(move_into_link_name_space(namespace.as_fd(), network)?)
+        })
     }
 
     /// Runs a network tool of the machine in the host's network namespace alone (PIDs in its arguments are those of

@@ -13,6 +13,8 @@
 //!
 //! The two double lines are shaped, 1 Gbit/s each way unless told otherwise. IPv6: the same with `fd77::`.
 //!
+//! A [`Relay`] in the network of the client makes the way between the hosts longer, and can be cut.
+//!
 //! Everything lives and dies with the [`TwoHosts`] that made it, also when its owner is killed: each host's PID 1
 //! waits for the end of a pipe.
 #![forbid(unsafe_code)]
@@ -22,6 +24,7 @@ mod error;
 mod host;
 mod inventory;
 mod network;
+mod relay;
 mod running;
 mod two_hosts;
 
@@ -31,5 +34,6 @@ pub use error::{Error, Result};
 pub use host::{Command, Host};
 pub use inventory::Inventory;
 pub use network::Traffic;
+pub use relay::Relay;
 pub use running::{Finished, Running};
 pub use two_hosts::{at, Builder, TwoHosts, ALPHA, BETA, CLIENT};
