@@ -40,7 +40,7 @@ pub struct Relay {
     address: SocketAddr,
     counts: Arc<Counts>,
     // The channel, and what wakes the thread out of its sleep.
-    orders: Mutex<(Sender<(Order, Sender<()>)>, UnixStream)>,
+    orders: Mutex<(Sender<Asked>, UnixStream)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -57,6 +57,12 @@ enum Order {
     Cut,
     Mend,
     End,
+}
+
+/// An order, and who waits until it is carried out.
+struct Asked {
+    order: Order,
+    done: Sender<()>,
 }
 
 impl Relay {
@@ -137,7 +143,7 @@ impl Relay {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let (done, wait) = mpsc::channel();
         // A thread that has ended cannot be told, nor need it be.
-        if orders.0.send((order, done)).is_ok() {
+        if orders.0.send(Asked { order, done }).is_ok() {
             let _ = (&orders.1).write(&[0]);
             let _ = wait.recv();
         }
@@ -161,7 +167,7 @@ struct Forwarder {
     /// None while cut.
     listener: Option<TcpListener>,
     pairs: Vec<Pair>,
-    orders: Receiver<(Order, Sender<()>)>,
+    orders: Receiver<Asked>,
     awakened: UnixStream,
     stalled_until: Option<Instant>,
     counts: Arc<Counts>,
@@ -199,7 +205,7 @@ impl Forwarder {
         if self.stalled_until.is_some_and(|until| Instant::now() >= until) {
             self.stalled_until = None;
         }
-        while let Ok((order, done)) = self.orders.try_recv() {
+        while let Ok(Asked { order, done }) = self.orders.try_recv() {
             match order {
                 Order::Stall(time) => self.stalled_until = Instant::now().checked_add(time),
                 Order::Cut => {

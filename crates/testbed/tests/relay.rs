@@ -1,4 +1,5 @@
 //! The relay: what goes in comes out, in order and whole, unless it is cut.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -16,7 +16,7 @@ use crate::rig::{How, Rig, Side};
 const MOVES: usize = 6;
 
 /// OpenJDK 17, G1 with a heap of 1 GB, 400 MB of it live, more than thirty threads, some garbage all the time.
-fn start_java(rig: &Rig) {
+pub fn start_java(rig: &Rig) {
     let jar = "/usr/local/bin/HttpServer.jar";
     let java = format!("{JAVA_HOME}/bin/java -XX:+UseG1GC -Xms1g -Xmx1g -cp {jar} HttpServer 7000 400 2");
     rig.serve(&java);
@@ -123,13 +123,13 @@ pub fn seen_by_a_client() {
 }
 
 /// A client that asks without pause and remembers its longest wait.
-struct Watch {
+pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<Duration>,
 }
 
 impl Watch {
-    fn start(mut lines: Lines) -> Self {
+    pub fn start(mut lines: Lines) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -145,7 +145,8 @@ impl Watch {
         Self { stop, thread }
     }
 
-    fn finish(self) -> Duration {
+    /// Its longest wait.
+    pub fn finish(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

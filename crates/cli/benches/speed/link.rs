@@ -10,7 +10,7 @@ use crate::record::{line, ms};
 use crate::rig::{How, Rig, Side};
 
 /// Bytes per second of a link of 1 Gbit/s.
-const GIGABIT: f64 = 125e6;
+pub const GIGABIT: f64 = 125e6;
 
 /// How often the counters are read.
 const PERIOD: Duration = Duration::from_millis(10);

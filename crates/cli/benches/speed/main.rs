@@ -6,11 +6,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod blackout;
+mod chart;
 #[allow(dead_code)]
 #[path = "../../tests/integration/clients.rs"]
 mod clients;
+mod faults;
 mod growth;
+mod hybrid;
 mod link;
+mod paper;
 mod record;
 #[allow(dead_code)]
 #[path = "../../tests/integration/rig.rs"]
@@ -20,12 +24,16 @@ mod tracking;
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 5] = [
+const MEASUREMENTS: [Measurement; 9] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
     ("tracking", tracking::cost_to_the_application),
     ("growth", growth::with_idle_memory),
+    ("faults", faults::by_pattern),
+    ("access", faults::link_while_memory_is_used),
+    ("paper", paper::by_memory_size),
+    ("hybrid", hybrid::java_by_strategy),
 ];
 
 fn main() {

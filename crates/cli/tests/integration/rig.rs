@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use whimbrel_testbed::{Builder, Finished, Host, Inventory, Running, TwoHosts};
+use whimbrel_testbed::{at, Builder, Finished, Host, Inventory, Relay, Running, TwoHosts, CLIENT};
 
 /// The workload's name.
 pub const NAME: &str = "w";
 
 /// The workload's address, when it has one of its own.
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)), 7000);
+
+/// Where `receive` listens.
+const PORT: u16 = 7440;
 
 /// What takes longer hangs. Generous: two cores may be busy with something else.
 pub const LONG: Duration = Duration::from_secs(120);
@@ -49,6 +52,8 @@ pub struct How {
     pub arguments: Vec<String>,
     /// Further arguments of `receive`.
     pub receive_arguments: Vec<String>,
+    /// Where the source reaches the destination, if not directly.
+    pub via: Option<SocketAddr>,
     /// Where the source's controller stops itself.
     pub pause_source_at: Option<&'static str>,
     /// Where the destination's controller stops itself.
@@ -161,7 +166,9 @@ impl Rig {
     /// Starts both ends of a move.
     pub fn begin_move(&self, from: Side, how: &How) -> Moving {
         let address = self.hosts.address_of(self.host(from.other()));
-        let address = SocketAddr::new(address, 7440).to_string();
+        let address = SocketAddr::new(address, PORT);
+        let reached_at = how.via.unwrap_or(address).to_string();
+        let address = address.to_string();
         let words = ["whimbrel", "receive", "--listen", &address].map(str::to_string);
         let words = words.into_iter().chain(how.receive_arguments.iter().cloned());
         let mut receive = self.host(from.other()).command(words);
@@ -178,7 +185,14 @@ impl Rig {
             .next()
             .unwrap()
             .to_string();
-        let fixed = ["whimbrel", "migrate", NAME, &address, "--json", "/tmp/move.json"];
+        let fixed = [
+            "whimbrel",
+            "migrate",
+            NAME,
+            &reached_at,
+            "--json",
+            "/tmp/move.json",
+        ];
         let words = fixed
             .into_iter()
             .map(str::to_string)
@@ -194,9 +208,45 @@ impl Rig {
     }
 
     /// The last line of the record that `migrate` has written.
-    fn record(&self, side: Side) -> Value {
-        let text = fs::read_to_string(self.host(side).path("/tmp/move.json")).unwrap();
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    pub fn record(&self, side: Side) -> Value {
+        serde_json::from_str(self.record_so_far(side).lines().last().unwrap()).unwrap()
+    }
+
+    /// The record that `migrate` is writing, whole lines.
+    fn record_so_far(&self, side: Side) -> String {
+        let mut text = fs::read_to_string(self.host(side).path("/tmp/move.json")).unwrap_or_default();
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        text
+    }
+
+    /// Whether a phase of the source has come to this point, `begun` or `ended`, in the move that is under way.
+    pub fn has_phase(&self, from: Side, phase: &str, point: &str) -> bool {
+        let text = self.record_so_far(from);
+        let events = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let event = format!("phase-{point}");
+        events
+            .into_iter()
+            .any(|line: Value| line["event"] == event.as_str() && line["phase"] == phase)
+    }
+
+    /// Waits until `migrate` has begun a phase. Fails if it ends before.
+    pub fn wait_for_phase(&self, from: Side, phase: &str, moving: &mut Moving) {
+        let deadline = Instant::now() + LONG;
+        while !self.has_phase(from, phase, "begun") {
+            assert!(!moving.migrate.ended(), "no {phase}: {}", moving.migrate.output());
+            assert!(
+                Instant::now() < deadline,
+                "no {phase}: {}",
+                moving.migrate.output()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// A relay on the way to a host, which adds `delay` in each direction. The way crosses the links of both hosts.
+    pub fn relay(&self, to: Side, delay: Duration) -> Relay {
+        let target = at(self.hosts.address_of(self.host(to)), PORT);
+        Relay::start(&self.hosts.client, at(CLIENT, 0), target, delay).unwrap()
     }
 
     /// What the workload has written, checked; see [`steps`].

@@ -1,0 +1,101 @@
+//! The four graphs of the paper: total time, downtime, pages and network faults, over the size of a memory that is rewritten without pause.
+//!
+//! Hines, Deshpande, Gopalan: "Post-copy live migration of virtual machines", SIGOPS Operating Systems Review 43(3), 2009.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use whimbrel_testbed::programs;
+
+use crate::chart::{Chart, Scale};
+use crate::record::{cell, heads, ms, pages, residual};
+use crate::rig::{How, Rig, Side};
+
+const MEGABYTES: [u64; 5] = [64, 128, 256, 512, 1024];
+
+const STRATEGIES: [&str; 3] = ["precopy", "postcopy", "hybrid"];
+
+/// Where the graphs go.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/results");
+
+/// One graph: its file, its title, its scale, and its number.
+struct Graph {
+    file: &'static str,
+    title: &'static str,
+    scale: Scale,
+    number: fn(&Value) -> f64,
+}
+
+const GRAPHS: [Graph; 4] = [
+    Graph {
+        file: "total-time.svg",
+        title: "Total time, s",
+        scale: Scale::Linear,
+        number: |record| ms(record, "total_us") / 1e3,
+    },
+    Graph {
+        file: "downtime.svg",
+        title: "Downtime, ms",
+        scale: Scale::Logarithmic,
+        number: |record| ms(record, "downtime_us"),
+    },
+    Graph {
+        file: "pages.svg",
+        title: "Pages sent, thousands",
+        scale: Scale::Linear,
+        number: |record| pages(record) / 1e3,
+    },
+    Graph {
+        file: "faults.svg",
+        title: "Network faults",
+        scale: Scale::Linear,
+        number: |record| residual(record, "network_faults"),
+    },
+];
+
+pub fn by_memory_size() {
+    println!("one thread rewrites all of the memory without pause, 1 Gbit/s\n");
+    heads(&["memory MB", "strategy", "total s", "down ms", "k pages", "faults"]);
+    // By strategy, then by size.
+    let mut records: [Vec<Value>; 3] = Default::default();
+    for megabytes in MEGABYTES {
+        let rig = Rig::new(&[programs::c("paging").unwrap()]);
+        rig.run(&format!("paging {megabytes} writer 1"));
+        let mut side = Side::Alpha;
+        for (strategy, records) in STRATEGIES.iter().zip(&mut records) {
+            rig.more_steps(side, 3);
+            let record = rig.moved(side, &How::with(&format!("--strategy {strategy}")));
+            side = side.other();
+            let numbers = GRAPHS.iter().zip([2, 1, 1, 0]);
+            let cells: String = numbers
+                .map(|(graph, decimals)| cell((graph.number)(&record), decimals))
+                .collect();
+            println!("{megabytes:>11}{strategy:>11}{cells}");
+            records.push(record);
+        }
+        rig.more_steps(side, 3);
+        rig.finish(side);
+    }
+    draw(&records);
+}
+
+fn draw(records: &[Vec<Value>; 3]) {
+    let directory = Path::new(RESULTS);
+    fs::create_dir_all(directory).unwrap();
+    for graph in GRAPHS {
+        let series = STRATEGIES
+            .iter()
+            .zip(records)
+            .map(|(name, records)| (name.to_string(), records.iter().map(graph.number).collect()));
+        let chart = Chart {
+            title: graph.title.to_string(),
+            bottom: "Memory that is rewritten, MB".to_string(),
+            columns: MEGABYTES.map(|megabytes| megabytes.to_string()).to_vec(),
+            series: series.collect(),
+            scale: graph.scale,
+        };
+        fs::write(directory.join(graph.file), chart.svg()).unwrap();
+    }
+    println!("\ngraphs: bench/results/*.svg");
+}
