@@ -18,7 +18,7 @@ const WRONG_KEY: &str = "00000-00000-00000-00000-000000";
 
 /// The last line of output must be one sentence that holds all of `parts`.
 #[track_caller]
-fn one_sentence(finished: &Finished, code: i32, parts: &[&str]) {
+pub fn one_sentence(finished: &Finished, code: i32, parts: &[&str]) {
     assert_eq!(finished.code, Some(code), "{finished:?}");
     let last = finished.output.lines().last().unwrap_or_default();
     for part in parts {

@@ -9,5 +9,6 @@ mod failure;
 mod frozen;
 mod hugepages;
 mod moves;
+mod postcopy;
 mod rig;
 mod servers;

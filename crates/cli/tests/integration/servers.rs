@@ -42,8 +42,8 @@ fn ask(redis: &mut Lines, command: &str) -> String {
     redis.line().unwrap()
 }
 
-#[test]
-fn redis_keeps_its_data_under_benchmark_load() {
+/// Moves it by these arguments of `migrate`, one after the other, while others use it. No client sees an error or has to connect again.
+pub fn redis_under_load(moves: &[&str]) {
     let rig = Rig::new(&[]);
     rig.serve(&format!("{REDIS} --save \"\""));
     let mut redis = Lines::connect(&rig.hosts.client);
@@ -55,8 +55,8 @@ fn redis_keeps_its_data_under_benchmark_load() {
     let mut load = rig.hosts.client.command(line.split(' ')).spawn().unwrap();
     load.line_with("SET", LONG).unwrap();
     let mut side = Side::Alpha;
-    for strategy in ["precopy", "precopy", "stopcopy"] {
-        rig.moved(side, &How::with(&format!("--strategy {strategy}")));
+    for arguments in moves {
+        rig.moved(side, &How::with(arguments));
         side = side.other();
         // The same connection as from the beginning on.
         check_keys(&mut redis);
@@ -71,6 +71,11 @@ fn redis_keeps_its_data_under_benchmark_load() {
     assert_eq!(ask(&mut Lines::connect(&rig.hosts.beta), "PING"), "+PONG");
     drop(redis);
     rig.finish(side);
+}
+
+#[test]
+fn redis_keeps_its_data_under_benchmark_load() {
+    redis_under_load(&["", "", "--strategy stopcopy"]);
 }
 
 #[test]
@@ -155,19 +160,19 @@ fn python_serves_files_and_finishes_a_request_that_was_half_sent() {
     rig.finish(side);
 }
 
-/// A JVM with this collector under HTTP and allocation load, there and back `rounds` times.
-fn java(collector: &str, rounds: usize) {
+/// A JVM with these options under HTTP and allocation load, moved by these arguments of `migrate`, one after the other.
+pub fn java(options: &str, moves: &[&str]) {
     let rig = Rig::new(&[programs::java("HttpServer").unwrap()]);
     let jar = "/usr/local/bin/HttpServer.jar";
     rig.serve(&format!(
-        "{JAVA_HOME}/bin/java -XX:+Use{collector}GC -Xmx384m -cp {jar} HttpServer 7000 96 20"
+        "{JAVA_HOME}/bin/java {options} -Xmx384m -cp {jar} HttpServer 7000 96 20"
     ));
     let load = Load::start(&rig.hosts.client, 6, http);
     let mut control = Lines::connect(&rig.hosts.client);
     let mut side = Side::Alpha;
-    for _ in 0..rounds * 2 {
+    for arguments in moves {
         load.more(200);
-        rig.moved(side, &How::default());
+        rig.moved(side, &How::with(arguments));
         side = side.other();
         for path in ["/check", "/gc", "/classes", "/threads", "/exec"] {
             let body = control.get(path).unwrap();
@@ -183,20 +188,20 @@ fn java(collector: &str, rounds: usize) {
 
 #[test]
 fn java_with_g1() {
-    java("G1", 1);
+    java("-XX:+UseG1GC", &[""; 2]);
 }
 
 #[test]
 fn java_with_parallel() {
-    java("Parallel", 1);
+    java("-XX:+UseParallelGC", &[""; 2]);
 }
 
 #[test]
 fn java_with_serial() {
-    java("Serial", 1);
+    java("-XX:+UseSerialGC", &[""; 2]);
 }
 
 #[test]
 fn java_ten_moves_there_and_back() {
-    java("G1", 5);
+    java("-XX:+UseG1GC", &[""; 10]);
 }
