@@ -36,7 +36,7 @@ pub fn run(args: &ResumeArgs) -> anyhow::Result<()> {
         Some(sentence) if matches!(settled, Settled::Undecided | Settled::Serving) => Err(Coded {
             code: match settled {
                 Settled::Undecided => Code::Undecided,
-                _ => Code::Destination,
+                _ => Code::Unclean,
             },
             sentence,
         }
