@@ -157,7 +157,7 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub residual_max: Option<Duration>,
     /// postcopy, hybrid: look for a destination that was lost after the switch-over for so long, then leave it to `whimbrel resume`
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "60min", value_parser = units::duration)]
     pub reconnect_for: Duration,
     /// Write everything that happens to a file, as lines of JSON
     #[arg(long, value_name = "FILE")]
