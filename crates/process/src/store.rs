@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn only_private_pages_can_be_had() {
         let data = vec![7u8; 3 * 4096];
-        let first = (data.as_ptr() as u64).next_multiple_of(4096) / 4096;
+        let first = (data.as_ptr() as u64).div_ceil(4096);
         let mut store = MemoryStore::open(std::process::id() as i32).unwrap();
         let object = PageRun {
             space: whimbrel_policy::SpaceId(3),

@@ -222,6 +222,20 @@ fn a_torture_of_mappings_finds_every_page_that_comes_late() {
     }
 }
 
+/// Whoever believes what the kernel tells in the order in which it tells it loses pages here.
+#[test]
+fn what_threads_move_onto_each_others_old_places_is_found() {
+    let mut random = Random::new();
+    let hosts = [Host::new("shuffle-0"), Host::new("shuffle-1")];
+    let program = Program::start("shuffle", &[&random.below(1000).to_string()]);
+    program.goes_on(2);
+    let only_faults = Duration::from_millis(1500);
+    move_late(&program, of(&program), &hosts[0], &mut random, only_faults);
+    move_late(&program, hosts[0].source(), &hosts[1], &mut random, only_faults);
+    program.goes_on(5);
+    println!("{:?}", program.lines().last());
+}
+
 #[test]
 fn the_kernel_itself_waits_for_pages_that_it_is_to_read_or_write() {
     let mut random = Random::new();
