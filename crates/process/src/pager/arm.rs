@@ -65,6 +65,8 @@ impl Armament<'_> {
             keeper: self.keeper,
             waiters: Waiters::new(),
             grown: false,
+            starving: None,
+            breather: None,
             paused: false,
             finished: false,
         };
@@ -162,6 +164,8 @@ fn rebuild(contents: Contents, keeper: &Keeper) -> Result<Option<State>> {
         keeper: keeper.clone(),
         waiters: Waiters::new(),
         grown: false,
+        starving: None,
+        breather: None,
         paused: false,
         finished: false,
     };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_engine::{News, Tell};
 use whimbrel_kernel::fd;
+use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::uffd::{Event, Uffd};
 use whimbrel_policy::postcopy::{Fault, ThreadId};
 use whimbrel_policy::PAGE_SIZE;
@@ -19,6 +20,11 @@ use crate::layout::{Span, ADDRESS_MAX};
 
 /// How long to wait for a thread that is about to tell what it has changed.
 pub(super) const SETTLE_PAUSE: Duration = Duration::from_micros(50);
+/// How long nothing may be filled because something always changes, before the workload is frozen for a moment.
+const STARVE_MAX: Duration = Duration::from_millis(10);
+/// How long it is frozen then, and how long at most if one of its threads takes long in the kernel.
+const BREATHER: Duration = Duration::from_millis(5);
+const BREATHER_MAX: Duration = Duration::from_millis(200);
 /// Bit of a fault's flags: the thread wants to write.
 const FAULT_WRITE: u64 = 1;
 /// Nothing is mapped below (`vm.mmap_min_addr`).
@@ -30,7 +36,8 @@ impl ProcessPager {
         let deadline = Instant::now() + timeout;
         loop {
             let (uffds, unsettled) = {
-                let state = self.lock_soon();
+                let mut state = self.lock_soon();
+                state.breathe(&self.group());
                 let uffds: Vec<Arc<Uffd>> = state.uffds.values().cloned().collect();
                 (uffds, state.is_unsettled())
             };
@@ -61,7 +68,27 @@ impl ProcessPager {
 impl State {
     /// Whether something has to be looked at again soon, event or not.
     pub(super) fn is_unsettled(&self) -> bool {
-        !self.waiters.undecided.is_empty() || !self.is_exact()
+        !self.waiters.undecided.is_empty() || !self.is_exact() || self.starving.or(self.breather).is_some()
+    }
+
+    /// Nothing can be filled while something changes. If several threads change something all the time, so that nobody ever gets
+    /// a page, they are frozen for a moment.
+    fn breathe(&mut self, group: &Group) {
+        if self.paused || self.finished {
+            return;
+        }
+        let starved = self.starving.is_some_and(|since| since.elapsed() > STARVE_MAX);
+        match self.breather {
+            // What fails is tried again: the group may be about to go.
+            None if starved => self.breather = group.freeze_soon().ok().map(|()| Instant::now()),
+            Some(since) if since.elapsed() > BREATHER && (!starved || since.elapsed() > BREATHER_MAX) => {
+                if group.thaw().is_ok() {
+                    self.breather = None;
+                    self.starving = None;
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Whether nothing in the book hangs in the air.
@@ -87,7 +114,14 @@ impl State {
                 quiet.insert(space);
             }
         }
-        self.decide(&quiet, tell)
+        self.decide(&quiet, tell)?;
+        if self.waiters.undecided.is_empty() {
+            // Whoever places pages says so itself.
+            self.starving = self.starving.filter(|_| !self.is_exact());
+        } else {
+            self.starving.get_or_insert_with(Instant::now);
+        }
+        Ok(())
     }
 
     fn drain(&mut self, space: u32, tell: Tell<'_>) -> Result<()> {

@@ -21,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::{News, Pager, Tell};
@@ -106,6 +106,10 @@ struct State {
     waiters: Waiters,
     /// There is a userfaultfd that nobody waits for yet.
     grown: bool,
+    /// Since when nothing could be filled because something always changes.
+    starving: Option<Instant>,
+    /// Since when the workload is frozen so that nothing changes for a moment.
+    breather: Option<Instant>,
     paused: bool,
     finished: bool,
 }
@@ -204,7 +208,8 @@ impl Pager for ProcessPager {
         // Whoever waits for a page that nobody ever wrote reads zeros when the last one is closed.
         state.uffds.clear();
         state.keeper.drop_all()?;
-        if std::mem::take(&mut state.paused) {
+        let breather = state.breather.take().is_some();
+        if std::mem::take(&mut state.paused) || breather {
             self.group().thaw()?;
         }
         state.log.remove()?;

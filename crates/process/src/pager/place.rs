@@ -1,6 +1,7 @@
 //! Pages that have arrived, and pages that nobody ever wrote.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use whimbrel_engine::Tell;
 use whimbrel_kernel::uffd::{Partial, Uffd};
@@ -65,6 +66,11 @@ impl ProcessPager {
     fn place_some(&self, some: PageRun, data: Option<&[u8]>, tell: Tell<'_>) -> Result<bool> {
         let mut state = self.lock();
         let placed = state.finished || state.place(some, data, tell)?;
+        if placed {
+            state.starving = None;
+        } else {
+            state.starving.get_or_insert_with(Instant::now);
+        }
         if std::mem::take(&mut state.grown) {
             self.ring();
         }
