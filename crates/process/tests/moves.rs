@@ -159,6 +159,7 @@ fn moved(mode: Mode, program: &Program, mut source: ProcessWorkload, to: &Host) 
     replica.start().unwrap();
     source.release(Outcome::Moved).unwrap();
     replica.settle().unwrap();
+    replica.mend().unwrap();
     bytes
 }
 

@@ -236,6 +236,29 @@ fn what_threads_move_onto_each_others_old_places_is_found() {
     println!("{:?}", program.lines().last());
 }
 
+/// What can wait does, whatever its protection; what cannot is there before the start.
+#[test]
+fn every_kind_of_memory_comes_late_or_in_time() {
+    let mut random = Random::new();
+    let hosts = [Host::new("late-kinds-0"), Host::new("late-kinds-1")];
+    for (name, moves) in [("memory", 2), ("machinery", 3)] {
+        let directory = std::env::temp_dir().join(format!("whimbrel-late-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let program = Program::start(name, &[directory.to_str().unwrap()]);
+        program.goes_on(2);
+        let soon = Duration::from_millis(300);
+        move_late(&program, of(&program), &hosts[0], &mut random, soon);
+        for round in 1..moves {
+            let (from, to) = (&hosts[(round + 1) % 2], &hosts[round % 2]);
+            move_late(&program, from.source(), to, &mut random, soon);
+        }
+        program.goes_on(8);
+        let last = hosts[(moves + 1) % 2].entry();
+        whimbrel_process::container::end(&last.resources).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
+
 #[test]
 fn the_kernel_itself_waits_for_pages_that_it_is_to_read_or_write() {
     let mut random = Random::new();

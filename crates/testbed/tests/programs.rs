@@ -22,13 +22,15 @@ fn c_programs_check_themselves() {
         "torture",
         "hugepages",
         "echo",
+        "shuffle",
+        "late",
         "unsupported",
     ];
     let hosts = names.into_iter().fold(TwoHosts::builder(), |hosts, name| {
         hosts.program(programs::c(name).unwrap())
     });
     let hosts = hosts.build().unwrap();
-    for name in &names[..5] {
+    for name in &names[..7] {
         ten_steps(&hosts.alpha, &[name], name);
     }
     let kinds = "io_uring inotify tty deleted-file sysv-shm file-lock raw-socket netlink child traced";

@@ -81,11 +81,13 @@ impl State {
         match self.breather {
             // What fails is tried again: the group may be about to go.
             None if starved => self.breather = group.freeze_soon().ok().map(|()| Instant::now()),
-            Some(since) if since.elapsed() > BREATHER && (!starved || since.elapsed() > BREATHER_MAX) => {
-                if group.thaw().is_ok() {
-                    self.breather = None;
-                    self.starving = None;
-                }
+            Some(since)
+                if since.elapsed() > BREATHER
+                    && (!starved || since.elapsed() > BREATHER_MAX)
+                    && group.thaw().is_ok() =>
+            {
+                self.breather = None;
+                self.starving = None;
             }
             _ => {}
         }

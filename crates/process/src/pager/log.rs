@@ -138,3 +138,77 @@ fn parse(bytes: &[u8]) -> (Vec<Record>, usize) {
         at = end;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Span;
+    use crate::pager::book::{Book, FIRST};
+
+    fn records() -> Vec<Record> {
+        let span = Span {
+            start: 0x10_0000,
+            end: 0x20_0000,
+        };
+        let moved = Record::Moved {
+            space: FIRST,
+            from: 0x10_0000,
+            to: 0x30_0000,
+            bytes: 0x1000,
+        };
+        vec![
+            Record::Begin {
+                missing: vec![(0x100, 0x100)],
+                spans: vec![span],
+                kept: Some(5),
+            },
+            moved,
+            Record::Settled { space: FIRST },
+            Record::Placed {
+                first: 0x103,
+                count: 7,
+            },
+        ]
+    }
+
+    fn book(records: &[Record]) -> Book {
+        let mut book = Book::default();
+        records
+            .iter()
+            .for_each(|record| drop(book.apply(record).unwrap()));
+        book
+    }
+
+    #[test]
+    fn who_reads_the_log_has_the_same_book_and_writes_on() {
+        let path = std::env::temp_dir().join(format!("whimbrel-log-{}", std::process::id()));
+        assert!(Log::read(&path).unwrap().is_none());
+        let all = records();
+        let mut log = Log::create(&path, &all[0]).unwrap();
+        all[1..3].iter().for_each(|record| log.append(record).unwrap());
+        let whole = fs::read(&path).unwrap();
+        // Its writer was killed in the middle of the next one.
+        log.append(&all[3]).unwrap();
+        let mut cut = fs::read(&path).unwrap();
+        cut.truncate(cut.len() - 1);
+        assert!(cut.len() > whole.len());
+        fs::write(&path, cut).unwrap();
+        let contents = Log::read(&path).unwrap().unwrap();
+        assert!(!contents.busy && contents.records == all[..3]);
+        let mut log = contents.log;
+        log.append(&all[3]).unwrap();
+        log.set_busy(true).unwrap();
+        let contents = Log::read(&path).unwrap().unwrap();
+        assert!(contents.busy && book(&contents.records) == book(&all));
+        log.set_busy(false).unwrap();
+        log.spoil().unwrap();
+        log.set_busy(false).unwrap();
+        assert!(
+            Log::read(&path).unwrap().unwrap().busy,
+            "it does not tell everything"
+        );
+        log.remove().unwrap();
+        log.remove().unwrap();
+        assert!(!path.exists());
+    }
+}
