@@ -127,6 +127,18 @@ impl ScanArgs {
         }
     }
 
+    /// Everything for which no thread would fault as missing: pages that are there or in swap, the page of zeros, too. Changes nothing.
+    pub fn occupied() -> Self {
+        use category::{PRESENT, SWAPPED};
+        Self {
+            flags: 0,
+            inverted: 0,
+            mask: 0,
+            anyof: PRESENT | SWAPPED,
+            returned: PRESENT | SWAPPED,
+        }
+    }
+
     /// Private pages that are there, each told with whether it was written; changes nothing.
     pub fn private_present() -> Self {
         use category::{FILE, PRESENT, SWAPPED, WRITTEN, ZERO};

@@ -25,7 +25,7 @@ use crate::layout::{
     difference, AdviceSet, Backing, Difference, Layout, LayoutError, Mapping, ObjectKind, SharedObject, Span,
     ADDRESS_MAX,
 };
-use crate::pager::{Armament, PagerError, PagerResources, ProcessPager};
+use crate::pager::{occupied, Armament, PagerError, PagerResources, ProcessPager};
 use crate::rebuild::{self, Built, Target};
 use crate::recover::{self, RecoverError};
 use crate::source::{can_wait, Image};
@@ -908,6 +908,10 @@ impl Replica for ProcessReplica {
         // Older content of what is missing was dropped, and must be gone: what is there is never asked for.
         self.flush()?;
         let spans = self.watched(missing)?;
+        for span in occupied(self.pid()?, missing, &spans)? {
+            self.drop_later(span)?;
+        }
+        self.flush()?;
         let unprepared = || ReplicaError::Unfit("the replica was not prepared".into());
         let container = self.container.as_ref().ok_or_else(unprepared)?;
         let keeper = container.keeper()?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use whimbrel_engine::{Left, Pager};
 use whimbrel_kernel::fd;
+use whimbrel_kernel::pagemap::{Pagemap, ScanArgs};
 use whimbrel_kernel::pidfd;
 use whimbrel_kernel::uffd::{feature, mode, Uffd};
 use whimbrel_policy::PageRun;
@@ -15,7 +16,7 @@ use whimbrel_policy::PageRun;
 use super::book::{Book, Record, FIRST};
 use super::log::{Contents, Log};
 use super::waiters::Waiters;
-use super::{give_up, PagerResources, ProcessPager, Result, State};
+use super::{give_up, PagerError, PagerResources, ProcessPager, Result, State};
 use crate::container::{self, Identity, Keeper};
 use crate::layout::Span;
 
@@ -48,6 +49,13 @@ impl Armament<'_> {
         for span in &self.spans {
             self.uffd.register(span.start, span.len(), mode::MISSING)?;
         }
+        // From now on no huge page is made around a hole; one that was made just before would hide it.
+        if let Some(stale) = occupied(self.process.pid, self.missing, &self.spans)?.first() {
+            return Err(PagerError::Unfit(format!(
+                "the kernel has filled {:#x}-{:#x} with a huge page at the very moment when the workload was to wait for it: try again",
+                stale.start, stale.end
+            )));
+        }
         let kept = self.keeper.keep(self.uffd.as_fd())?;
         let first = Record::Begin {
             missing: self.missing.iter().map(|run| (run.first, run.count)).collect(),
@@ -73,6 +81,29 @@ impl Armament<'_> {
         let pager = ProcessPager::new(state, self.process, self.container)?;
         Ok((pager, PagerResources { log: path }))
     }
+}
+
+/// The parts of `missing` (in order) where something is already: nobody would wait for them. What was received before may be an older
+/// copy, and the kernel makes huge pages, whose other parts are zeros.
+pub(crate) fn occupied(pid: i32, missing: &[PageRun], spans: &[Span]) -> Result<Vec<Span>> {
+    let map = Pagemap::open(pid)?;
+    let (mut regions, mut found) = (Vec::new(), Vec::new());
+    for span in spans {
+        regions.clear();
+        map.scan(span.start..span.end, ScanArgs::occupied(), &mut regions)?;
+        for region in &regions {
+            let from = missing.partition_point(|run| Span::of(run).end <= region.start);
+            let inside = missing.get(from..).unwrap_or_default().iter().map(Span::of);
+            for run in inside.take_while(|run| run.start < region.end) {
+                let part = Span {
+                    start: run.start.max(region.start),
+                    end: run.end.min(region.end),
+                };
+                crate::layout::push_span(&mut found, part);
+            }
+        }
+    }
+    Ok(found)
 }
 
 impl ProcessPager {

@@ -38,7 +38,7 @@ use book::{Book, Record};
 use log::Log;
 use waiters::Waiters;
 
-pub(crate) use arm::Armament;
+pub(crate) use arm::{occupied, Armament};
 
 /// What can go wrong with pages that come late.
 #[derive(Debug, thiserror::Error)]
