@@ -9,9 +9,9 @@
  *   idle         page after page, a hundred a second
  * THINK_NS is the time from one touch of a thread to the next; without it they go as fast as they can.
  *
- * Answers each line that comes over TCP, port 7000, with: touches N checked N wrong N gap_us N. Checked counts the
- * pages of which every word was. The gap is the longest time between two
- * touches of one thread since the last question, whoever asked it. The order of the touches depends on nothing but the arguments.
+ * Answers each line that comes over TCP, port 7000, with: touches N checked N wrong N gap_us N. Checked are the touches that looked at
+ * every word. The gap is the longest time between two touches of one thread since the last question, whoever asked it. The order
+ * of the touches depends on nothing but the arguments.
  */
 #define _GNU_SOURCE
 #include <netinet/in.h>

@@ -205,6 +205,8 @@ impl Forwarder {
         if self.stalled_until.is_some_and(|until| Instant::now() >= until) {
             self.stalled_until = None;
         }
+        // Before the orders are looked at: whoever gives one wakes us after that.
+        let _ = (&self.awakened).read(&mut [0; 64]);
         while let Ok(Asked { order, done }) = self.orders.try_recv() {
             match order {
                 Order::Stall(time) => self.stalled_until = Instant::now().checked_add(time),
@@ -272,8 +274,6 @@ impl Forwarder {
     }
 
     fn take_in(&mut self, events: &[[PollFlags; 2]]) {
-        let mut woken = [0; 64];
-        let _ = (&self.awakened).read(&mut woken);
         for (pair, events) in self.pairs.iter_mut().zip(events) {
             pair.take_in(*events, self.delay, &mut self.scratch);
         }

@@ -235,7 +235,7 @@ impl Random {
 
     /// From 0.1 to 10 s; as many below as above 1 s in a long run, mostly short in a short one.
     fn loss(&mut self) -> Duration {
-        let power = count(4, 1) as i32;
+        let power = count(2, 1) as i32;
         Duration::from_secs_f64(0.1 * 100_f64.powf(self.part().powi(power)))
     }
 }

@@ -246,7 +246,7 @@ impl Rig {
     /// A relay on the way to a host, which adds `delay` in each direction. The way crosses the links of both hosts.
     pub fn relay(&self, to: Side, delay: Duration) -> Relay {
         let target = at(self.hosts.address_of(self.host(to)), PORT);
-        Relay::start(&self.hosts.client, at(CLIENT, 0), target, delay).unwrap()
+        Relay::start(&self.hosts.client, at(CLIENT, PORT), target, delay).unwrap()
     }
 
     /// What the workload has written, checked; see [`steps`].
