@@ -115,10 +115,10 @@ impl Relay {
 
     /// How many connections there are.
     pub fn connections(&self) -> usize {
-        self.counts.connections.load(Ordering::Relaxed)
+        self.counts.connections.load(Ordering::Acquire)
     }
 
-    /// Bytes that it has passed on so far, in both directions.
+    /// Bytes that it has passed on so far, in both directions. A connection that is gone is counted in full.
     pub fn forwarded(&self) -> u64 {
         self.counts.bytes.load(Ordering::Relaxed)
     }
@@ -228,7 +228,7 @@ impl Forwarder {
 
     fn keep(&mut self, wanted: impl FnMut(&Pair) -> bool) {
         self.pairs.retain(wanted);
-        self.counts.connections.store(self.pairs.len(), Ordering::Relaxed);
+        self.counts.connections.store(self.pairs.len(), Ordering::Release);
     }
 
     fn write_what_is_due(&mut self) {

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use whimbrel_testbed::{at, Relay, TwoHosts, BETA, CLIENT};
 
@@ -96,6 +96,12 @@ fn an_echo_arrives_whole_and_in_order() {
             let exchanges = [1, 2, 3].map(|seed| scope.spawn(move || exchange(seed)));
             exchanges.map(|one| one.join().unwrap()).iter().sum()
         });
+        // The last bytes may be here before they are counted, but are counted before the connection is gone.
+        let deadline = Instant::now() + LIMIT;
+        while setting.relay.connections() > 0 {
+            assert!(Instant::now() < deadline, "connections that are over stay");
+            thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(setting.relay.forwarded(), 2 * sent);
     }
 }
