@@ -25,6 +25,7 @@ fn c_programs_check_themselves() {
         "shuffle",
         "late",
         "unsupported",
+        "paging",
     ];
     let hosts = names.into_iter().fold(TwoHosts::builder(), |hosts, name| {
         hosts.program(programs::c(name).unwrap())
@@ -32,6 +33,9 @@ fn c_programs_check_themselves() {
     let hosts = hosts.build().unwrap();
     for name in &names[..7] {
         ten_steps(&hosts.alpha, &[name], name);
+    }
+    for pattern in "sequential strided hotcold uniform writer idle".split(' ') {
+        ten_steps(&hosts.alpha, &["paging", "16", pattern, "2"], "paging");
     }
     let kinds = "io_uring inotify tty deleted-file sysv-shm file-lock raw-socket netlink child traced";
     for kind in kinds.split(' ') {
