@@ -17,7 +17,7 @@ use whimbrel_wire::{write_wishes, Bulk, BulkReader, FaultTimes, Run, StreamKind,
 use crate::contract::{News, Pager};
 use crate::error::{Error, Result};
 use crate::intake::page_run;
-use crate::link::{lock, shut};
+use crate::link::{hurry_thread, lock, shut};
 
 /// How long one look at the pager may wait.
 const LOOK: Duration = Duration::from_millis(50);
@@ -201,6 +201,7 @@ impl<P: Pager> Drop for Fetch<P> {
 impl<P: Pager> Shared<P> {
     /// The thread of the pager.
     fn serve(&self) {
+        hurry_thread();
         while !self.stop.load(Ordering::Relaxed) {
             match self.complete.load(Ordering::Acquire) {
                 // Whoever lost his last acknowledgements comes back and must find somebody.
@@ -299,6 +300,7 @@ impl<P: Pager> Shared<P> {
 
     /// The thread of one connection.
     fn receive(&self, stream: TcpStream, session: u64) {
+        hurry_thread();
         let mut reader = BulkReader::new(stream);
         let over = loop {
             match reader.next_bulk() {

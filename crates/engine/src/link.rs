@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// A handshake takes at most this, so that strangers cannot hold connections open.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The nice value of threads that serve page faults.
+const NICE_OF_PAGERS: i32 = -10;
 /// How often the reader thread looks around while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -68,6 +70,12 @@ impl Cut {
 /// An error only says that it is closed already.
 pub(crate) fn shut(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// For threads that others wait for with every page: they get a processor before those who compute (setpriority(2), of this thread alone).
+/// Without the privilege they go on as they are.
+pub(crate) fn hurry_thread() {
+    let _ = rustix::process::setpriority_process(None, NICE_OF_PAGERS);
 }
 
 /// A panic in a thread that held the lock leaves nothing half done here.

@@ -20,7 +20,7 @@ use crate::destination_switch::NOTE_EVERY;
 use crate::error::{Error, Result};
 use crate::intake::page_run;
 use crate::journal::Journal;
-use crate::link::{dial, lock, shut};
+use crate::link::{dial, hurry_thread, lock, shut};
 use crate::observer::micros;
 use crate::residual::{summary, ResidualOptions, ResidualProgress};
 use crate::send::{PageSender, Word};
@@ -255,6 +255,7 @@ struct Serving<S> {
 
 impl<S: PageStore> Serving<S> {
     fn run(mut self, first: Option<Session>) {
+        hurry_thread();
         let mut next = first;
         loop {
             let over = match next.take() {
@@ -721,6 +722,7 @@ fn push_pages<S: PageStore>(
 
 /// The queue has a limit but never makes the reading wait: both ends may be writing to each other.
 fn read_wishes(mut wishes: WishReader<TcpStream>, queued: &AtomicUsize, peer: &Peer, inputs: &Sender<Input>) {
+    hurry_thread();
     let lost = loop {
         match wishes.next_wish() {
             Ok(Some(_)) if queued.fetch_add(1, Ordering::Relaxed) >= WISHES_MAX => {
