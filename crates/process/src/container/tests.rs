@@ -1,6 +1,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -510,4 +511,44 @@ fn a_log_moves_in_pieces_and_tells_what_was_cut() {
     );
     fs::write(&source, "new\n").unwrap();
     assert_eq!(log::read(&source, late.next, 100).unwrap().bytes, b"new\n");
+}
+
+/// What somebody else can still read of a pipe whose only writing end init keeps: whether it does.
+fn is_open(reading: &mut std::io::PipeReader) -> bool {
+    let ready = whimbrel_kernel::fd::poll_now(reading.as_fd(), libc::POLLIN).unwrap();
+    ready & libc::POLLHUP == 0
+}
+
+#[test]
+fn init_keeps_descriptors_until_somebody_outside_lets_them_go() {
+    let home = Home::new("keep");
+    let mut container = home.create(&spec("keeping"));
+    let script = "for i in 1 2 3; do kill -USR1 1; done; echo asked; while :; do sleep 1000; done";
+    container.run(&shell(script)).unwrap();
+    let keeper = container.keeper().unwrap();
+    let (mut first, writing) = std::io::pipe().unwrap();
+    let dropped = keeper.keep(writing.as_fd()).unwrap().unwrap();
+    drop(writing);
+    let (mut second, writing) = std::io::pipe().unwrap();
+    let kept = keeper.keep(writing.as_fd()).unwrap().unwrap();
+    drop(writing);
+    keeper.drop_one(dropped).unwrap();
+    assert!(!is_open(&mut first) && is_open(&mut second) && dropped != kept);
+    container.survive().unwrap();
+    let resources = container.resources().clone();
+    drop((container, keeper));
+    wait_for("the workload's signal", || home.log("keeping").contains("asked"));
+    let later = Keeper::of(resources.init.unwrap());
+    assert_eq!(later.keep(first.as_fd()).unwrap(), None, "nobody can be asked");
+    let again = later.fetch(kept).unwrap();
+    assert!(later.fetch(dropped).is_err());
+    drop(again);
+    assert!(
+        is_open(&mut second),
+        "a process of the workload has asked for that"
+    );
+    later.drop_all().unwrap();
+    wait_for("the end of the pipe", || !is_open(&mut second));
+    end(&resources).unwrap();
+    later.drop_all().unwrap();
 }
