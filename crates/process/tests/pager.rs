@@ -310,6 +310,9 @@ fn controller() {
         }
         std::fs::write(journal(&root, "unfinished"), replica.resources()).unwrap();
         std::fs::rename(journal(&root, "unfinished"), journal(&root, "destination")).unwrap();
+        if std::env::var("WHIMBREL_TEST_SERVE").is_ok() {
+            send_all(&pager, &mut store, &heard, &mut Random::new(), PATIENCE);
+        }
         loop {
             std::thread::sleep(PATIENCE);
         }
@@ -325,16 +328,23 @@ struct Orphan {
 }
 
 impl Orphan {
+    /// Its controller is killed when the first thread waits.
     fn new(test: &str) -> Orphan {
-        let program = Program::start("torture", &["5"]);
+        Self::after(test, "torture", None)
+    }
+
+    /// Its controller is killed when the first thread waits, or serves on for so long.
+    fn after(test: &str, program: &str, served: Option<Duration>) -> Orphan {
+        let program = Program::start(program, &["5"]);
         program.goes_on(2);
         let mut host = Host::new(test);
-        let mut controller = Self::controller(&program, &host);
+        let mut controller = Self::controller(&program, &host, served.is_some());
         let begin = Instant::now();
         while !journal(&host.root, "destination").exists() {
             assert!(controller.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE);
             std::thread::sleep(Duration::from_millis(1));
         }
+        std::thread::sleep(served.unwrap_or_default());
         controller.kill().unwrap();
         controller.wait().unwrap();
         host.registry = Registry::at(&host.root.join("workloads"));
@@ -348,8 +358,12 @@ impl Orphan {
         }
     }
 
-    fn controller(program: &Program, host: &Host) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    fn controller(program: &Program, host: &Host, serves: bool) -> Child {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if serves {
+            command.env("WHIMBREL_TEST_SERVE", "1");
+        }
+        command
             .args(["--exact", "controller", "--ignored", "--nocapture"])
             .env("WHIMBREL_TEST_PID", program.pid().to_string())
             .env("WHIMBREL_TEST_ROOT", &host.root)
@@ -398,6 +412,43 @@ fn threads_wait_beyond_the_death_of_who_serves_them_and_another_one_goes_on() {
     ProcessRecover.moved(&orphan.theirs).unwrap();
     assert!(ProcessRecover.store(&orphan.theirs).is_err());
     orphan.program.goes_on(2);
+}
+
+/// Whoever serves is killed at any moment. Either the workload goes on with every page, or it is ended and its source goes on.
+#[test]
+fn a_death_at_any_moment_never_lets_a_wrong_page_be_read() {
+    let mut random = Random::new();
+    let (mut ended, mut went_on) = (0, 0);
+    for round in 0..10 {
+        let name = ["torture", "shuffle"][round % 2];
+        let served = Duration::from_millis(random.below(200));
+        let orphan = Orphan::after(&format!("late-any-{round}"), name, Some(served));
+        ProcessRecover.start(&orphan.ours).unwrap();
+        match ProcessRecover.pager(&orphan.ours).unwrap() {
+            Left::Ended(_) => {
+                ended += 1;
+                println!("{name} was ended");
+                ProcessRecover.discard(&orphan.ours).unwrap();
+                // It goes on from where it was, and what its copy has written since does not count.
+                ProcessRecover.stays(&orphan.theirs).unwrap();
+            }
+            Left::Pages(pager) => {
+                went_on += 1;
+                let mut store = ProcessRecover.store(&orphan.theirs).unwrap();
+                let heard = Heard::default();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| heard.serve(&pager));
+                    send_all(&pager, &mut store, &heard, &mut random, Duration::ZERO);
+                    heard.done.store(true, Ordering::Relaxed);
+                });
+                pager.finish().unwrap();
+                ProcessRecover.moved(&orphan.theirs).unwrap();
+            }
+            Left::Nothing => panic!("pages are missing"),
+        }
+        orphan.program.goes_on(3);
+    }
+    println!("{ended} were ended, {went_on} went on");
 }
 
 #[test]
