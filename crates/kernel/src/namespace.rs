@@ -310,8 +310,9 @@ pub struct Children {
     let_go: std::cell::Cell<bool>,
 }
 
-/// Tells PID 1 of a namespace from outside to close what it keeps ([`Children::let_go`]).
-pub const LET_GO: i32 = libc::SIGUSR1;
+/// Tells PID 1 of a namespace from outside to close what it keeps ([`Children::let_go`]). A real-time signal: of the others one that
+/// comes while another waits is lost, and who sent that one does not count.
+pub const LET_GO: i32 = 40;
 /// Where `struct signalfd_siginfo` has the signal and the sender's PID (signalfd(2)).
 const SIGNAL_AT: usize = 0;
 const SENDER_AT: usize = 12;

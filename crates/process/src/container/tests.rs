@@ -523,7 +523,7 @@ fn is_open(reading: &mut std::io::PipeReader) -> bool {
 fn init_keeps_descriptors_until_somebody_outside_lets_them_go() {
     let home = Home::new("keep");
     let mut container = home.create(&spec("keeping"));
-    let script = "while :; do kill -USR1 1; echo asked; sleep 0.01; done";
+    let script = "while :; do kill -40 1; echo asked; sleep 0.01; done";
     container.run(&shell(script)).unwrap();
     let keeper = container.keeper().unwrap();
     let (mut first, writing) = std::io::pipe().unwrap();
