@@ -149,6 +149,16 @@ impl ProcessPager {
     }
 }
 
+/// Whoever is dropped in the middle of a breather does not leave the workload frozen; somebody else will serve it.
+impl Drop for ProcessPager {
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        if state.breather.take().is_some() && !state.paused {
+            let _ = self.group().thaw();
+        }
+    }
+}
+
 impl Pager for ProcessPager {
     type Error = PagerError;
 
