@@ -27,6 +27,9 @@ struct Row {
     state: Phase,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<Exit>,
+    /// Why whimbrel had to end it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
     since: u64,
     addresses: Vec<String>,
     command: Vec<String>,
@@ -64,7 +67,7 @@ pub fn run(args: &PsArgs) -> anyhow::Result<()> {
     let text = if args.json {
         json(&rows, &migrations)?
     } else {
-        table(&rows) + &migration_table(&migrations)
+        table(&rows) + &troubles(&rows) + &migration_table(&migrations)
     };
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write the list"),
@@ -73,6 +76,7 @@ pub fn run(args: &PsArgs) -> anyhow::Result<()> {
 }
 
 fn row(entry: Entry) -> Row {
+    let trouble = entry.trouble();
     let network = entry
         .spec
         .network
@@ -84,6 +88,7 @@ fn row(entry: Entry) -> Row {
         pid: entry.process.map(|process| process.pid),
         state: entry.phase,
         exit: entry.exit,
+        trouble,
         since: entry.since,
         addresses: network.iter().map(ToString::to_string).collect(),
         command: entry.spec.command,
@@ -160,6 +165,20 @@ fn migration_table(migrations: &[Moving]) -> String {
     format!("\n{}", align(&lines))
 }
 
+/// A sentence for each workload that had to be ended.
+fn troubles(rows: &[Row]) -> String {
+    let sentences = rows.iter().filter_map(|row| {
+        let sentence = row.trouble.as_ref()?;
+        let clean = |c: char| if c.is_control() { ' ' } else { c };
+        Some(format!(
+            "{}: {}\n",
+            row.name,
+            sentence.chars().map(clean).collect::<String>()
+        ))
+    });
+    sentences.collect()
+}
+
 fn table(rows: &[Row]) -> String {
     let mut lines = vec![["NAME", "PID", "STATE", "ADDRESS", "COMMAND"].map(str::to_owned)];
     lines.extend(rows.iter().map(|row| {
@@ -220,6 +239,7 @@ mod tests {
             pid,
             state,
             exit,
+            trouble: exit.map(|_| "it lacked\npages".to_owned()),
             since: 7,
             addresses: vec!["10.0.0.2/24".to_owned()],
             command: vec!["sh".to_owned(), "-c\n".to_owned()],
@@ -287,6 +307,7 @@ a       12   running          10.0.0.2/24  sh -c
 longer  -    ended, signal 9  10.0.0.2/24  sh -c
 ";
         assert_eq!(table(&rows()), expected);
+        assert_eq!(troubles(&rows()), "longer: it lacked pages\n");
     }
 
     #[test]
