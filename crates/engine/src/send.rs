@@ -2,6 +2,7 @@
 //!
 //! A piece is at most a megabyte, so that it is still in the processor's cache when it is sent.
 
+use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -11,13 +12,47 @@ use whimbrel_wire::{BulkWriter, Run, FRAME_PAGES_MAX, PAGE_BYTES};
 use crate::contract::Workload;
 use crate::error::{Error, Result};
 
+/// A piece with so many pages leaves in one write.
+const HELD_PAGES_MAX: u64 = 32;
 /// Pages in a piece.
 const PIECE_PAGES: u64 = FRAME_PAGES_MAX as u64;
+
+/// A connection that can hold small writes back, so that they leave together: each packet costs both hosts.
+#[derive(Debug)]
+struct Outlet {
+    stream: TcpStream,
+    /// What is held back; nothing is while this is none.
+    held: Option<Vec<u8>>,
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.held {
+            Some(held) => held.write(bytes),
+            None => self.stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.held {
+            Some(held) => held.write_vectored(slices),
+            None => self.stream.write_vectored(slices),
+        }
+    }
+
+    /// Sends what was held back, and holds nothing any more.
+    fn flush(&mut self) -> io::Result<()> {
+        match self.held.take() {
+            Some(held) => self.stream.write_all(&held),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Sends pages of a workload.
 #[derive(Debug)]
 pub(crate) struct PageSender {
-    writer: BulkWriter<TcpStream>,
+    writer: BulkWriter<Outlet>,
     peer: String,
     buffer: Vec<u8>,
 }
@@ -45,7 +80,7 @@ impl PageSender {
     pub fn new(stream: TcpStream, peer: String) -> Self {
         let buffer = vec![0; PIECE_PAGES as usize * PAGE_BYTES];
         Self {
-            writer: BulkWriter::new(stream),
+            writer: BulkWriter::new(Outlet { stream, held: None }),
             peer,
             buffer,
         }
@@ -112,10 +147,15 @@ impl PageSender {
     pub fn piece(&mut self, read: Read<'_>, runs: &[PageRun], number: u64) -> Result<Sent> {
         let bytes = self.writer.bytes();
         let mut sent = Sent::default();
+        let pages: u64 = runs.iter().map(|run| run.count).sum();
+        if pages <= HELD_PAGES_MAX {
+            self.writer.stream_mut().held = Some(Vec::with_capacity((pages as usize + 1) * PAGE_BYTES));
+        }
         for piece in pieces(runs) {
             self.send_piece(read, &piece, &mut sent)?;
         }
         self.barrier(number)?;
+        self.write(|writer| Ok(writer.stream_mut().flush()?))?;
         sent.wire_bytes = self.writer.bytes() - bytes;
         Ok(sent)
     }
@@ -162,7 +202,7 @@ impl PageSender {
 
     fn write(
         &mut self,
-        write: impl FnOnce(&mut BulkWriter<TcpStream>) -> whimbrel_wire::Result<()>,
+        write: impl FnOnce(&mut BulkWriter<Outlet>) -> whimbrel_wire::Result<()>,
     ) -> Result<()> {
         write(&mut self.writer).map_err(|cause| Error::Link {
             peer: self.peer.clone(),

@@ -46,6 +46,11 @@ impl<W: Write> BulkWriter<W> {
         &self.stream
     }
 
+    /// The stream below, to be told when to send.
+    pub fn stream_mut(&mut self) -> &mut W {
+        &mut self.stream
+    }
+
     /// Writes the layout that everything after it is meant for.
     pub fn layout(&mut self, layout: &[u8]) -> Result<()> {
         self.opaque(Kind::Layout, layout)
