@@ -22,7 +22,7 @@
 //! round trips in a row show a queue of more than a round trip the link has become slower, and the older rates are forgotten.
 //!
 //! The delay that a reply sees in steady state is a quarter of a round trip and one or two pieces; pieces are
-//! sized by the link: half of a round trip, at most half a millisecond.
+//! sized by the link: half of a round trip, but between a quarter and half a millisecond.
 
 use core::time::Duration;
 
@@ -35,6 +35,9 @@ const PIECE_PAGES_START: u64 = 1;
 const WINDOW_START: u64 = 8 * PAGE_SIZE;
 /// Pages of a piece at most: a megabyte, the largest frame.
 pub const PIECE_PAGES_MAX: u64 = 256;
+/// The time that a piece takes on the link at least: each piece costs both hosts system calls, packets and wake-ups, so that single pages keep
+/// processors busy and links idle.
+const PIECE_TIME_MIN: Duration = Duration::from_micros(250);
 /// The time that a piece takes on the link at most.
 const PIECE_TIME_MAX: Duration = Duration::from_micros(500);
 /// How long the shortest round trip is believed.
@@ -193,12 +196,14 @@ impl Pace {
         self.in_flight == 0 || self.in_flight.saturating_add(bytes) <= self.window()
     }
 
-    /// Pages of the next piece: what the link carries in half a round trip, at most in half a millisecond.
+    /// Pages of the next piece: what the link carries in half a round trip, but at least in a quarter and at most in half a
+    /// millisecond.
     pub fn piece_pages(&self) -> u64 {
         let (Some(rate), Some(round_trip)) = (self.bandwidth(), self.round_trip) else {
             return PIECE_PAGES_START;
         };
-        let pages = bytes_in(rate, (round_trip / 2).min(PIECE_TIME_MAX)) / PAGE_SIZE;
+        let time = (round_trip / 2).clamp(PIECE_TIME_MIN, PIECE_TIME_MAX);
+        let pages = bytes_in(rate, time) / PAGE_SIZE;
         pages.clamp(1, PIECE_PAGES_MAX)
     }
 

@@ -283,7 +283,7 @@ fn where_there_is_locality_bubbling_gets_work_done_earlier_than_address_order() 
 }
 
 #[test]
-fn replies_wait_for_a_round_trip_at_most() {
+fn replies_wait_for_a_round_trip_or_half_a_millisecond_at_most() {
     for round_trip in [us(200), ms(5)] {
         // One thread, so that replies do not wait for each other.
         let setting = Setting {
@@ -293,9 +293,10 @@ fn replies_wait_for_a_round_trip_at_most() {
         };
         let world = run(&setting, Bubbling::default(), Limits::default());
         let queue = world.seen.queue_max;
-        assert!(queue <= round_trip + us(100), "{round_trip:?}: {queue:?}");
+        let wait_max = round_trip.max(us(500));
+        assert!(queue <= wait_max + us(100), "{round_trip:?}: {queue:?}");
         let p99 = world.seen.latencies.quantile(990);
-        assert!(p99 <= round_trip * 2 + us(200), "{round_trip:?}: {p99:?}");
+        assert!(p99 <= round_trip + wait_max + us(200), "{round_trip:?}: {p99:?}");
     }
 }
 
