@@ -618,7 +618,12 @@ impl Migration {
         urgent.intersect_with(&last);
         self.residual = last;
         self.residual.subtract(&urgent);
-        self.begin_round(now, urgent, true);
+        if urgent.is_empty() {
+            self.sending.pages = Pages::new();
+            self.phase = Phase::LastPages;
+        } else {
+            self.begin_round(now, urgent, true);
+        }
         Ok(())
     }
 

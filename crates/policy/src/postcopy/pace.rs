@@ -44,6 +44,10 @@ const PIECE_TIME_MAX: Duration = Duration::from_micros(500);
 const ROUND_TRIP_FOR: Duration = Duration::from_secs(5);
 /// A rate is forgotten after one to two times so many round trips.
 const RATE_ROUNDS: u32 = 5;
+/// And not before this: on a short path a few round trips are over in a moment in which a host was busy with something else.
+const RATE_FOR: Duration = Duration::from_millis(100);
+/// What looks like a queue for less than this may be a busy host.
+const QUEUE_MIN: Duration = Duration::from_millis(2);
 /// Round trips without growth that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
 /// Round trips in a row with a long queue that make the older rates forgotten. One may be a stall of the other end.
@@ -76,6 +80,7 @@ struct RateMax {
     now: u64,
     before: u64,
     rounds: u32,
+    since: Duration,
 }
 
 impl RateMax {
@@ -83,13 +88,14 @@ impl RateMax {
         self.now.max(self.before)
     }
 
-    fn round(&mut self) {
+    fn round(&mut self, now: Duration) {
         self.rounds += 1;
-        if self.rounds >= RATE_ROUNDS {
+        if self.rounds >= RATE_ROUNDS && now.saturating_sub(self.since) >= RATE_FOR {
             *self = RateMax {
                 now: 0,
                 before: self.now,
                 rounds: 0,
+                since: now,
             };
         }
     }
@@ -254,7 +260,7 @@ impl Pace {
         self.take_round_trip(now, now.saturating_sub(mark.sent_at));
         self.take_rate(now, mark);
         if mark.delivered >= self.round.end {
-            self.end_round();
+            self.end_round(now);
         }
         self.drain(now);
     }
@@ -286,7 +292,7 @@ impl Pace {
         self.round.idle |= mark.idle;
     }
 
-    fn end_round(&mut self) {
+    fn end_round(&mut self, now: Duration) {
         let round = self.round;
         self.round = RoundTrip {
             end: self.delivered,
@@ -304,10 +310,11 @@ impl Pace {
             self.queued_rounds = 0;
             self.rate = RateMax {
                 now: round.rate,
+                since: now,
                 ..RateMax::default()
             };
         } else {
-            self.rate.round();
+            self.rate.round(now);
         }
         if let Phase::Startup { rate, plateau } = self.phase {
             let now = self.rate.get();
@@ -323,16 +330,15 @@ impl Pace {
         }
     }
 
-    /// True if even the piece that fared best in a round trip waited for longer than a round trip and two pieces.
+    /// True if even the piece that fared best in a round trip waited for longer than a round trip and two pieces, and than a busy host
+    /// would make it wait.
     fn is_queued(&self, round: &RoundTrip) -> bool {
         let (Some(shortest), Some(round_trip)) = (round.shortest, self.round_trip) else {
             return false;
         };
         let piece = time_for(self.piece_pages() * PAGE_SIZE, self.rate.get());
-        shortest
-            > round_trip
-                .saturating_mul(2)
-                .saturating_add(piece.saturating_mul(2))
+        let queue = round_trip.saturating_add(piece.saturating_mul(2)).max(QUEUE_MIN);
+        shortest > round_trip.saturating_add(queue)
     }
 
     /// Once in a while nothing may wait, or the shortest round trip would be that with a queue.
