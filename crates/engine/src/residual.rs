@@ -112,6 +112,9 @@ pub(crate) fn summary(
     times: FaultTimes,
     reconnects: u32,
 ) -> ResidualSummary {
+    let duration_us = micros(metrics.duration(now));
+    let waited = times.threads.iter().map(|(_, times)| times.waited_us).max();
+    let slowest = waited.map(|waited_us| waited_us as f64 * 100.0 / duration_us as f64);
     ResidualSummary {
         prepaging: prepaging.to_owned(),
         pages: metrics.pages,
@@ -126,8 +129,9 @@ pub(crate) fn summary(
         faults_avoided_max: metrics.faults_avoided_max(),
         bytes_pushed: metrics.bytes_pushed,
         bytes_replied: metrics.bytes_replied,
-        duration_us: micros(metrics.duration(now)),
+        duration_us,
         reconnects,
+        slowdown_percent: slowest.filter(|_| duration_us > 0),
         times,
     }
 }

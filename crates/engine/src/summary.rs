@@ -81,6 +81,8 @@ pub struct ResidualSummary {
     pub reconnects: u32,
     /// How long faults took, as the destination saw it.
     pub times: FaultTimes,
+    /// How much the thread that waited longest was slowed down: the share of the resume time in which it waited, in percent.
+    pub slowdown_percent: Option<f64>,
 }
 
 /// A migration that the destination received. Times in microseconds.
@@ -146,23 +148,13 @@ impl fmt::Display for ResidualSummary {
                 Time(times.max_us)
             )?;
         }
+        if let Some(percent) = self.slowdown_percent {
+            write!(f, ", its slowest thread waited {percent:.0} % of that time")?;
+        }
         match self.reconnects {
             0 => Ok(()),
             n => write!(f, ", link lost and found {n} times"),
         }
-    }
-}
-
-impl ResidualSummary {
-    /// How much the thread that waited longest was slowed down while pages were missing, in percent of that time.
-    pub fn slowdown_percent(&self) -> Option<f64> {
-        let waited = self
-            .times
-            .threads
-            .iter()
-            .map(|(_, times)| times.waited_us)
-            .max()?;
-        (self.duration_us > 0).then(|| waited as f64 * 100.0 / self.duration_us as f64)
     }
 }
 
@@ -364,6 +356,32 @@ mod tests {
             summary().to_string(),
             "moved shop to 192.0.2.7:7440 in 3.21 s, 23.4 ms of it down: 412.0 MB in 2 rounds"
         );
+    }
+
+    #[test]
+    fn what_followed_is_told_behind_it() {
+        let mut summary = summary();
+        summary.residual = Some(ResidualSummary {
+            bytes_pushed: 40_000_000,
+            network_faults: 213,
+            duration_us: 400_000,
+            slowdown_percent: Some(12.4),
+            reconnects: 1,
+            times: FaultTimes {
+                all: whimbrel_wire::Latency {
+                    faults: 213,
+                    p50_us: 300,
+                    p99_us: 2000,
+                    max_us: 2100,
+                    waited_us: 99_000,
+                },
+                ..FaultTimes::default()
+            },
+            ..ResidualSummary::default()
+        });
+        let expected = "in 2 rounds; 40.0 MB followed in 400 ms, 213 network faults (half within 300 us, 99 % within 2.0 ms, longest 2.1 ms), \
+                        its slowest thread waited 12 % of that time, link lost and found 1 times";
+        assert!(summary.to_string().ends_with(expected), "{summary}");
     }
 
     #[test]

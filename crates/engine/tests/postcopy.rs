@@ -227,7 +227,8 @@ fn a_guardian_fetches_on_when_the_destination_dies_and_the_workload_waits_for_it
             assert!(summary.residual.unwrap().reconnects > 0 || phase == Phase::Start);
         });
         assert_eq!(stage.verify(), Where::Destination);
-        assert_eq!((look(&stage.world).pauses, look(&stage.world).paused), (1, false));
+        let world = look(&stage.world);
+        assert_eq!((world.pauses, world.paused), (1, false));
     }
 }
 
@@ -372,4 +373,58 @@ fn a_destination_that_asks_for_what_it_does_not_lack_is_refused() {
     assert_eq!(stage.verify(), Where::Destination);
     let told = observer.warnings.iter().any(|w| w.contains("0xdeadbeef"));
     assert!(told, "{:?} after {:?}", observer.warnings, begun.elapsed());
+}
+
+/// What has no place on the stream for faults, from whoever has the key.
+#[test]
+fn a_source_that_says_what_has_no_place_is_hung_up_on() {
+    let stage = Stage::new();
+    let mut workload = ImaginedWorkload::new(&stage.world, 37);
+    let destination = receive(&stage, (), None);
+    let cable = Cable::new(stage.address());
+    let options = slow(&stage, cable.address);
+    let injected = cable.inject_forwards(|stream| {
+        let mut writer = whimbrel_wire::BulkWriter::new(stream);
+        writer.layout(&[7; 100]).unwrap();
+    });
+    let mut observer = At {
+        phase: Phase::Serve,
+        act: Some(injected),
+        warnings: Vec::new(),
+    };
+    let summary = send(&stage, &mut workload, options, &mut observer).unwrap();
+    destination.join().unwrap().unwrap();
+    assert_eq!(stage.verify(), Where::Destination);
+    assert!(summary.residual.unwrap().reconnects > 0);
+}
+
+/// Pages that nobody lacks change nothing, wherever they are said to belong.
+#[test]
+fn pages_that_are_not_missing_are_left_alone() {
+    let stage = Stage::new();
+    let mut workload = ImaginedWorkload::new(&stage.world, 41);
+    let destination = receive(&stage, (), None);
+    let cable = Cable::new(stage.address());
+    let options = slow(&stage, cable.address);
+    let injected = cable.inject_forwards(|stream| {
+        let mut writer = whimbrel_wire::BulkWriter::new(stream);
+        let run = |space, first| whimbrel_wire::Run {
+            space,
+            first,
+            count: 1,
+        };
+        let page = [9; 4096];
+        let far = run(0, u64::MAX / 4096 - 9);
+        writer.pages([(run(1, 3), &page[..]), (far, &page[..])]).unwrap();
+        writer.zeros(&[run(77, 0)]).unwrap();
+        writer.barrier(u64::MAX).unwrap();
+    });
+    let mut observer = At {
+        phase: Phase::Serve,
+        act: Some(injected),
+        warnings: Vec::new(),
+    };
+    send(&stage, &mut workload, options, &mut observer).unwrap();
+    destination.join().unwrap().unwrap();
+    assert_eq!(stage.verify(), Where::Destination);
 }

@@ -198,6 +198,8 @@ impl Rig {
             .map(str::to_string)
             .chain(how.arguments.iter().cloned());
         let mut migrate = self.host(from).command(words).env("WHIMBREL_KEY", key);
+        // What an earlier move from this host has written is not what is waited for.
+        let _ = fs::remove_file(self.host(from).path("/tmp/move.json"));
         if let Some(phase) = how.pause_source_at {
             migrate = migrate.env("WHIMBREL_PAUSE_AT", phase);
         }

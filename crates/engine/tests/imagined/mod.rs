@@ -903,6 +903,12 @@ impl Cable {
         move || say(&mut streams.lock().unwrap()[6])
     }
 
+    /// The same to the destination.
+    pub fn inject_forwards(&self, say: impl FnOnce(&mut TcpStream)) -> impl FnOnce() {
+        let streams = Arc::clone(&self.streams);
+        move || say(&mut streams.lock().unwrap()[7])
+    }
+
     /// What passes now is lost; what comes next is not.
     pub fn jerk(&self) {
         Self::cut(&self.plugged, &self.streams);
