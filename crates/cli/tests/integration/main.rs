@@ -12,3 +12,4 @@ mod moves;
 mod postcopy;
 mod rig;
 mod servers;
+mod tomcat;

@@ -12,7 +12,7 @@ use whimbrel_testbed::{programs, Finished, Relay};
 use crate::clients::{echo, Lines, Load};
 use crate::errors::one_sentence;
 use crate::rig::{How, Moving, Rig, Side, LONG, NAME};
-use crate::servers;
+use crate::{servers, tomcat};
 
 /// Every kind of move that leaves pages for later.
 const VARIANTS: [&str; 5] = [
@@ -157,6 +157,11 @@ fn java_with_huge_pages_by_every_variant() {
 #[test]
 fn redis_serves_on_while_pages_are_owed() {
     servers::redis_under_load(&[VARIANTS[3], VARIANTS[0], VARIANTS[1]]);
+}
+
+#[test]
+fn tomcat_keeps_its_connections_while_pages_are_owed() {
+    tomcat::under_load([VARIANTS[3], VARIANTS[0]].into_iter().cycle().take(count(2, 20)));
 }
 
 #[test]
