@@ -19,12 +19,17 @@ mod record;
 #[allow(dead_code)]
 #[path = "../../tests/integration/rig.rs"]
 mod rig;
+mod servers;
+// Not all of what the tests need of it is needed here.
+#[allow(dead_code)]
+#[path = "../../tests/integration/tomcat.rs"]
+mod tomcat;
 mod tracking;
 
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 9] = [
+const MEASUREMENTS: [Measurement; 10] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
@@ -34,6 +39,7 @@ const MEASUREMENTS: [Measurement; 9] = [
     ("access", faults::link_while_memory_is_used),
     ("paper", paper::by_memory_size),
     ("hybrid", hybrid::java_by_strategy),
+    ("servers", servers::by_strategy),
 ];
 
 fn main() {

@@ -2,13 +2,10 @@
 //!
 //! Hines, Deshpande, Gopalan: "Post-copy live migration of virtual machines", SIGOPS Operating Systems Review 43(3), 2009.
 
-use std::fs;
-use std::path::Path;
-
 use serde_json::Value;
 use whimbrel_testbed::programs;
 
-use crate::chart::{Chart, Scale};
+use crate::chart::{save, Across, Chart, Scale, Series};
 use crate::record::{cell, heads, ms, pages, residual};
 use crate::rig::{How, Rig, Side};
 
@@ -16,13 +13,11 @@ const MEGABYTES: [u64; 5] = [64, 128, 256, 512, 1024];
 
 const STRATEGIES: [&str; 3] = ["precopy", "postcopy", "hybrid"];
 
-/// Where the graphs go.
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/results");
-
-/// One graph: its file, its title, its scale, and its number.
+/// One graph: its file, its title, what it counts, its scale, and its number.
 struct Graph {
     file: &'static str,
     title: &'static str,
+    left: &'static str,
     scale: Scale,
     number: fn(&Value) -> f64,
 }
@@ -30,25 +25,29 @@ struct Graph {
 const GRAPHS: [Graph; 4] = [
     Graph {
         file: "total-time.svg",
-        title: "Total time, s",
+        title: "Total migration time",
+        left: "s",
         scale: Scale::Linear,
         number: |record| ms(record, "total_us") / 1e3,
     },
     Graph {
         file: "downtime.svg",
-        title: "Downtime, ms",
+        title: "Downtime",
+        left: "ms",
         scale: Scale::Logarithmic,
         number: |record| ms(record, "downtime_us"),
     },
     Graph {
         file: "pages.svg",
-        title: "Pages sent, thousands",
+        title: "Pages sent",
+        left: "thousands of pages of 4 KiB",
         scale: Scale::Linear,
         number: |record| pages(record) / 1e3,
     },
     Graph {
         file: "faults.svg",
         title: "Network faults",
+        left: "faults",
         scale: Scale::Linear,
         number: |record| residual(record, "network_faults"),
     },
@@ -81,21 +80,17 @@ pub fn by_memory_size() {
 }
 
 fn draw(records: &[Vec<Value>; 3]) {
-    let directory = Path::new(RESULTS);
-    fs::create_dir_all(directory).unwrap();
     for graph in GRAPHS {
-        let series = STRATEGIES
-            .iter()
-            .zip(records)
-            .map(|(name, records)| (name.to_string(), records.iter().map(graph.number).collect()));
+        let lines = STRATEGIES.iter().zip(records);
+        let series = lines.map(|(name, records)| Series::of_columns(name, records.iter().map(graph.number)));
         let chart = Chart {
             title: graph.title.to_string(),
-            bottom: "Memory that is rewritten, MB".to_string(),
-            columns: MEGABYTES.map(|megabytes| megabytes.to_string()).to_vec(),
+            left: graph.left.to_string(),
+            bottom: "memory that is rewritten, MB".to_string(),
+            across: Across::Columns(MEGABYTES.map(|megabytes| megabytes.to_string()).to_vec()),
             series: series.collect(),
             scale: graph.scale,
         };
-        fs::write(directory.join(graph.file), chart.svg()).unwrap();
+        save(graph.file, &chart);
     }
-    println!("\ngraphs: bench/results/*.svg");
 }
