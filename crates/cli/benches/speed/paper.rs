@@ -67,6 +67,7 @@ pub fn by_memory_size() {
         "k pages",
         "faults",
         "rounds",
+        "resume s",
     ]);
     // By strategy, then by size.
     let mut records: [Vec<Value>; 3] = Default::default();
@@ -83,7 +84,8 @@ pub fn by_memory_size() {
                 .map(|(graph, decimals)| cell((graph.number)(&record), decimals))
                 .collect();
             let rounds = record["rounds"].as_array().map_or(0, Vec::len);
-            println!("{megabytes:>11}{strategy:>11}{cells}{rounds:>11}");
+            let resume = cell(residual(&record, "duration_us") / 1e6, 2);
+            println!("{megabytes:>11}{strategy:>11}{cells}{rounds:>11}{resume}");
             records.push(record);
         }
         rig.more_steps(side, 3);
