@@ -20,6 +20,7 @@ fn c_programs_check_themselves() {
         "counter",
         "machinery",
         "torture",
+        "growing",
         "hugepages",
         "echo",
         "shuffle",

@@ -154,6 +154,23 @@ fn java_with_huge_pages_by_every_variant() {
     servers::java("-XX:+UseG1GC -XX:+UseTransparentHugePages", &VARIANTS);
 }
 
+/// One write of a page in the first pass fills 2 MB with zeros at the destination: what is written at the source afterwards must not be
+/// hidden by them.
+#[test]
+fn a_huge_page_hides_no_missing_page() {
+    let rig = Rig::new(&[programs::c("growing").unwrap()]);
+    rig.run("growing 64");
+    let mut side = Side::Alpha;
+    for _ in 0..2 {
+        rig.more_steps(side, 5);
+        // The pass takes a while, in which the program goes on.
+        rig.moved(side, &How::with("--strategy hybrid --max-bandwidth 20MB/s"));
+        side = side.other();
+    }
+    rig.more_steps(side, 5);
+    rig.finish(side);
+}
+
 #[test]
 fn redis_serves_on_while_pages_are_owed() {
     servers::redis_under_load(&[VARIANTS[3], VARIANTS[0], VARIANTS[1]]);
