@@ -21,7 +21,7 @@ test: setup
 soak: setup
 	WHIMBREL_SOAK=1 $(CARGO) test --release --package whimbrel -- --test-threads=1 --nocapture
 
-# Measurements, as a table. Nothing is asserted.
+# Measurements, as tables, and as charts in bench/results. Nothing is asserted.
 bench: setup
 	$(CARGO) bench --package whimbrel
 
