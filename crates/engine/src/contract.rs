@@ -251,6 +251,10 @@ pub trait Workload {
     /// Makes the freeze outlive us: from here on only `release` or [`Recover`] lets it run again.
     fn hold(&mut self) -> Result<(), Self::Error>;
 
+    /// It runs at the destination, and this copy is kept for its pages: what came here for it meanwhile, or still comes, goes there. Called now
+    /// and then until `release`. Failures are warnings.
+    fn forward(&mut self) {}
+
     /// The end. After `Moved` the copy is gone; after `Stays` it runs. Idempotent.
     fn release(&mut self, outcome: Outcome) -> Result<(), Self::Error>;
 

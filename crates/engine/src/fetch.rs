@@ -321,7 +321,11 @@ impl<P: Pager> Shared<P> {
             Bulk::Pages(run, data) => self.place(page_run(run), Some(data)),
             Bulk::Zero(run) => self.place(page_run(run), None),
             Bulk::Barrier(piece) => {
-                self.write(&[Wish::Acked(piece)]);
+                // With the last acknowledgement the source has what it wants: what there is to tell goes before it.
+                match self.pager.missing_pages() {
+                    0 => self.write(&[Wish::Times(self.pager.times()), Wish::Acked(piece)]),
+                    _ => self.write(&[Wish::Acked(piece)]),
+                }
                 Ok(())
             }
             Bulk::Settled(run) => self.pager.look_again(page_run(run)).map_err(Error::workload),

@@ -412,6 +412,7 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
             why,
         };
         loop {
+            source.workload.forward();
             let (progress, warnings) = server.progress();
             for warning in warnings {
                 source.timeline.observer.warning(&warning);

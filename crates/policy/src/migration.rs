@@ -83,8 +83,8 @@ pub struct Scan {
     /// Only when the workload is frozen: every page with content of its own (no holes, zero pages, or
     /// unmodified file pages).
     pub present: Option<Vec<PageRun>>,
-    /// Only when the workload is frozen: pages that may not be left behind, because their absence cannot be served at the
-    /// destination or building it touches them. Names of pages that are not owed are ignored.
+    /// Pages that may not be left behind, because their absence cannot be served at the
+    /// destination or building it touches them. Final when the workload is frozen. Names of pages that are not owed are ignored.
     pub urgent: Vec<PageRun>,
 }
 
@@ -441,7 +441,10 @@ impl Migration {
     fn scanned(&mut self, now: Duration, scan: &Scan) -> Result<(), MigrationError> {
         let written = Pages::from_runs(&scan.written)?;
         self.take_scan(now, scan, &written);
-        let send = self.facts.mask(self.ledger.owed());
+        let mut send = self.facts.mask(self.ledger.owed());
+        if self.strategy.passes_are_urgent_only() {
+            send.intersect_with(&Pages::from_runs(&scan.urgent)?);
+        }
         match self.decide(now, send.len()) {
             Decision::Round => self.begin_round(now, send, false),
             Decision::Freeze(reason) => {

@@ -470,7 +470,7 @@ proptest! {
     fn postcopy_sends_nothing_before_the_start_and_everything_is_residue(habits in habits(), limits in limits()) {
         let mut engine = Engine::new(habits, migration(PostCopy, limits), 100_000_000);
         engine.run();
-        prop_assert_eq!(&engine.orders, &["freeze", "capture", "scan last"]);
+        prop_assert_eq!(&engine.orders, &["scan", "freeze", "capture", "scan last"]);
         prop_assert_eq!(engine.migration.rounds().len(), 0);
         prop_assert!(engine.destination.is_empty());
         prop_assert_eq!(engine.migration.stop_reason(), Some(StopReason::Residue));
@@ -741,6 +741,49 @@ fn hybrid_hands_over_after_a_pass_and_has_older_copies_dropped() {
     assert_eq!(m.poll(ms(3)), Order::HandOver);
     assert_eq!(m.residual().runs().collect::<Vec<_>>(), [run(3, 2), run(12, 1)]);
     assert_eq!((m.rounds().len(), m.progress(ms(3)).owed_pages), (1, 3));
+}
+
+#[test]
+fn postcopy_sends_what_cannot_be_left_behind_before_the_start() {
+    let mut m = migration(PostCopy, Limits::default());
+    let scan = |frozen: bool, pages: &[PageRun]| {
+        Event::Scanned(Scan {
+            written: pages.to_vec(),
+            present: frozen.then(|| vec![run(0, 20)]),
+            urgent: vec![run(4, 4), run(100, 9)],
+            ..Scan::default()
+        })
+    };
+    assert_eq!(m.poll(ms(0)), Order::Scan);
+    m.handle(ms(0), scan(false, &[run(0, 20)])).unwrap();
+    let Order::Send { runs, skip_rewritten } = m.poll(ms(0)) else {
+        panic!("no pass");
+    };
+    assert_eq!((runs.as_slice(), skip_rewritten), ([run(4, 4)].as_slice(), true));
+    m.handle(ms(1), Event::Sent(Sent::default())).unwrap();
+    assert_eq!(
+        m.poll(ms(1)),
+        Order::Scan,
+        "once more, to know what was written meanwhile"
+    );
+    m.handle(ms(1), scan(false, &[])).unwrap();
+    assert_eq!(m.poll(ms(1)), Order::Freeze);
+    m.handle(ms(2), Event::Frozen).unwrap();
+    m.handle(ms(2), Event::Captured { state_bytes: 9 }).unwrap();
+    // Two of them were written again.
+    m.handle(ms(3), scan(true, &[run(6, 2)])).unwrap();
+    let mut order = m.poll(ms(3));
+    if let Order::Drop { runs } = &order {
+        assert_eq!(runs, &[run(6, 2)], "the older copies");
+        order = m.poll(ms(3));
+    }
+    let Order::Send { runs, skip_rewritten } = order else {
+        panic!("no last pages");
+    };
+    assert_eq!((runs.as_slice(), skip_rewritten), ([run(6, 2)].as_slice(), false));
+    m.handle(ms(4), Event::Sent(Sent::default())).unwrap();
+    assert_eq!(m.poll(ms(4)), Order::HandOver);
+    assert_eq!(m.residual().runs().collect::<Vec<_>>(), [run(0, 4), run(8, 12)]);
 }
 
 #[test]

@@ -139,6 +139,8 @@ pub struct ProcessWorkload {
     grouped: bool,
     held: bool,
     released: bool,
+    /// What came for it while it was frozen is on its way to the destination.
+    forwarded: bool,
     log_from: u64,
     /// What is sent to it while it is frozen; opened before.
     frames: Option<Frames>,
@@ -202,6 +204,7 @@ impl ProcessWorkload {
             grouped: false,
             held: false,
             released: false,
+            forwarded: false,
             log_from: 0,
             frames: None,
             warnings: Vec::new(),
@@ -458,13 +461,18 @@ impl ProcessWorkload {
         self.resources.carried = resolved.collect();
     }
 
-    /// Pages that must be there when the workload starts at the destination: those whose absence cannot be served, those that a child must
-    /// not have, and those that rebuilding a thread writes to. Spans are generous: pages that are not owed do not count.
-    fn urgent(&self, stopped: &Stopped, shared: &[PageRun]) -> Result<Vec<PageRun>> {
+    /// What is urgent whatever its threads do.
+    fn urgent_mappings(&self) -> Vec<PageRun> {
         let processes = self.layout.iter().flat_map(|layout| &layout.processes);
         let mappings = processes.flat_map(|process| &process.mappings);
         let unserved = mappings.filter(|mapping| !mapping.shared && !can_wait(mapping));
-        let mut urgent: Vec<PageRun> = unserved.map(|mapping| mapping.span.run(PRIVATE)).collect();
+        unserved.map(|mapping| mapping.span.run(PRIVATE)).collect()
+    }
+
+    /// Pages that must be there when the workload starts at the destination: those whose absence cannot be served, those that a child must
+    /// not have, and those that rebuilding a thread writes to. Spans are generous: pages that are not owed do not count.
+    fn urgent(&self, stopped: &Stopped, shared: &[PageRun]) -> Result<Vec<PageRun>> {
+        let mut urgent = self.urgent_mappings();
         for tid in stopped.tids() {
             let rseq = ptrace::rseq(*tid)?;
             if rseq.pointer != 0 {
@@ -565,13 +573,17 @@ impl Workload for ProcessWorkload {
         let (vmas, layout) = self.look()?;
         let (lost, layout) = self.adopt(layout);
         let mut written = self.tracker.scan(&vmas)?;
-        written.extend(self.objects.scan_running()?);
+        let shared = self.objects.scan_running()?;
+        let mut urgent = self.urgent_mappings();
+        urgent.extend_from_slice(&shared);
+        written.extend(shared);
         let pages_total = resident_bytes(self.pid) / PAGE_SIZE;
         Ok(Scanned {
             scan: Scan {
                 written,
                 lost,
-                ..Scan::default()
+                present: None,
+                urgent,
             },
             layout,
             pages_total,
@@ -739,6 +751,13 @@ impl Workload for ProcessWorkload {
         Ok(Group::at(&self.resources.group).freeze()?)
     }
 
+    fn forward(&mut self) {
+        match std::mem::replace(&mut self.forwarded, true) {
+            false => self.with_frames(Frames::forward),
+            true => self.with_frames(Frames::forward_late),
+        }
+    }
+
     fn release(&mut self, outcome: Outcome) -> Result<()> {
         if std::mem::replace(&mut self.released, true) {
             return Ok(());
@@ -752,7 +771,7 @@ impl Workload for ProcessWorkload {
                 running
             }
             Outcome::Moved => {
-                self.with_frames(Frames::forward);
+                self.forward();
                 // A traced thread is not gone before its tracer has seen its end.
                 if let Some(frozen) = self.frozen.take() {
                     self.kill_tracees(frozen.stopped)?;

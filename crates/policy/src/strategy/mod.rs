@@ -108,6 +108,11 @@ pub trait Strategy: fmt::Debug + Send {
         false
     }
 
+    /// Whether the passes before the switch-over carry only what cannot be left behind ([`crate::Scan::urgent`]).
+    fn passes_are_urgent_only(&self) -> bool {
+        false
+    }
+
     /// Another round, or freeze?
     fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision;
 }

@@ -1,11 +1,12 @@
-//! Freeze at once, go on at the destination with the state alone, and let all of the memory follow.
+//! Freeze soon, go on at the destination with the state alone, and let the memory follow.
 
 use super::{Decision, RoundFacts, StopReason, Strategy};
 
 /// Post-copy (Hines and Gopalan, "Post-Copy Based Live Virtual Machine Migration Using Adaptive Pre-Paging and Dynamic
-/// Self-Ballooning", VEE 2009). Nothing is tracked while the workload runs at the source, no page travels while it is frozen,
-/// and every page travels once: the downtime does not grow with the memory. In which order pages follow is not
-/// decided here but by a [`crate::postcopy::PrePaging`].
+/// Self-Ballooning", VEE 2009). Every page travels once, after the start: the downtime does not grow with the memory. Only what
+/// cannot be left behind ([`crate::Scan::urgent`]: the paper's non-pageable memory) is sent before the freeze, in one pass, and again
+/// while it is frozen if it was written meanwhile. In which order pages follow is not decided here but by a
+/// [`crate::postcopy::PrePaging`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PostCopy;
 
@@ -15,14 +16,22 @@ impl Strategy for PostCopy {
     }
 
     fn is_live(&self) -> bool {
-        false
+        true
+    }
+
+    fn passes_are_urgent_only(&self) -> bool {
+        true
     }
 
     fn leaves_residue(&self) -> bool {
         true
     }
 
-    fn decide(&mut self, _: &RoundFacts<'_>) -> Decision {
-        Decision::Freeze(StopReason::Residue)
+    fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision {
+        if facts.rounds == 0 && facts.owed_pages > 0 {
+            Decision::Round
+        } else {
+            Decision::Freeze(StopReason::Residue)
+        }
     }
 }
