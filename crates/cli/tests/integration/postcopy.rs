@@ -1,6 +1,6 @@
 //! The workload runs at the destination while pages of it are still at the source: whatever happens then, it never sees a wrong one.
 //!
-//! `WHIMBREL_TEST_SEED=7` repeats the moments and lengths of lost links; a test that fails prints its seed.
+//! `WHIMBREL_TEST_VARIANT=hybrid` looks only at the variants that contain this. `WHIMBREL_TEST_SEED=7` repeats the moments and lengths of lost links; a test that fails prints its seed.
 
 use std::hash::{BuildHasher, RandomState};
 use std::thread;
@@ -43,8 +43,15 @@ fn count(short: usize, soak: usize) -> usize {
 /// Moves the workload once for each count, by each variant in turn; `between` is called before each move.
 fn chain(rig: &Rig, moves: usize, mut between: impl FnMut(Side)) -> Side {
     let mut side = Side::Alpha;
-    for variant in VARIANTS.iter().cycle().take(moves) {
+    let named = std::env::var("WHIMBREL_TEST_VARIANT").ok();
+    let wanted = |variant: &&&str| {
+        named
+            .as_ref()
+            .is_none_or(|named| variant.contains(named.as_str()))
+    };
+    for (number, variant) in VARIANTS.iter().filter(wanted).cycle().take(moves).enumerate() {
         between(side);
+        println!("move {}: {variant}", number + 1);
         let record = rig.moved(side, &How::with(variant));
         assert!(record["residual"].is_object(), "{variant}: {record}");
         rig.nothing_left(&[side]).unwrap();
