@@ -22,6 +22,7 @@ use client::{Clients, Seen, Shape, REPLY_TIME_MAX};
 use moves::{Move, Moved};
 use plot::{Span, Style};
 use table::Row;
+use whimbrel_engine::Summary;
 
 /// Where the sample server can be reached, on whichever host it runs.
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 50)), 7000);
@@ -126,7 +127,7 @@ fn move_around(
 ) -> (Vec<Moved>, Option<anyhow::Error>) {
     let pause = Duration::from_millis(args.pause_ms);
     let mut done = Vec::new();
-    for strategy in ["precopy", "stopcopy"] {
+    for strategy in ["precopy", "postcopy", "hybrid", "stopcopy"] {
         for back in [false, true] {
             thread::sleep(pause);
             let one = Move {
@@ -198,13 +199,24 @@ fn show(moved: &[Moved], seen: &Seen) {
         total: Duration::from_micros(one.summary.total_us),
         downtime: Duration::from_micros(one.summary.downtime_us),
         gap: longest_gap(seen, one),
-        bytes: one.summary.bulk_bytes,
+        bytes: one.summary.bulk_bytes + followed(&one.summary),
+        faults: one
+            .summary
+            .residual
+            .as_ref()
+            .map(|residual| residual.network_faults),
         rounds: one.summary.rounds.iter().filter(|round| !round.frozen).count(),
     };
     println!(
         "{}",
         table::table(&moved.iter().enumerate().map(row).collect::<Vec<_>>())
     );
+}
+
+/// Bytes that followed after the switch-over.
+fn followed(summary: &Summary) -> u64 {
+    let residual = summary.residual.as_ref();
+    residual.map_or(0, |residual| residual.bytes_pushed + residual.bytes_replied)
 }
 
 /// The slowest reply that was awaited at some time during the move.

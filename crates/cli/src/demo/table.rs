@@ -21,9 +21,11 @@ pub struct Row {
     pub bytes: u64,
     /// Rounds of pre-copy; none for stop-copy.
     pub rounds: usize,
+    /// Faults that waited for the network, if memory followed after the switch-over.
+    pub faults: Option<u64>,
 }
 
-const HEADER: [&str; 8] = [
+const HEADER: [&str; 9] = [
     "move",
     "strategy",
     "direction",
@@ -32,6 +34,7 @@ const HEADER: [&str; 8] = [
     "longest gap of a client",
     "sent",
     "rounds",
+    "faults",
 ];
 
 /// Columns as wide as their longest cell; the first three lean left, numbers lean right.
@@ -74,6 +77,8 @@ impl Row {
             milliseconds(self.gap),
             format!("{:.1} MB", self.bytes as f64 / 1e6),
             self.rounds.to_string(),
+            self.faults
+                .map_or_else(|| "-".to_string(), |faults| faults.to_string()),
         ]
     }
 }
@@ -97,11 +102,12 @@ mod tests {
             gap: Duration::from_millis(52),
             bytes: 212_345_678,
             rounds: 4,
+            faults: None,
         };
         let text = table(&[row]);
         let expected = "\
-move  strategy  direction      total  downtime  longest gap of a client      sent  rounds
-1     precopy   alpha → beta  2.35 s   41.3 ms                  52.0 ms  212.3 MB       4
+move  strategy  direction      total  downtime  longest gap of a client      sent  rounds  faults
+1     precopy   alpha → beta  2.35 s   41.3 ms                  52.0 ms  212.3 MB       4       -
 ";
         // 2.345 is not exact in binary: either way of rounding is right.
         assert_eq!(text.replace("2.34 s", "2.35 s"), expected);
