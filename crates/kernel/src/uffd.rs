@@ -144,7 +144,8 @@ pub struct Partial {
     /// Bytes that were filled.
     pub done: u64,
     /// Why not more. EAGAIN after some bytes: ask again for the rest to learn why. EAGAIN at once: an event is queued, read it
-    /// first. EEXIST: the page is there already, wake its waiters. ENOENT: the range leaves its mapping, go on page by page.
+    /// first. EEXIST: the page is there already, wake its waiters. ENOENT: the range leaves its mapping, go on page by page; for a single page
+    /// there is none, or it was moved away just now ([`Uffd::is_changing`] tells: mm/userfaultfd.c looks for the mapping first).
     /// ESRCH: the process has ended.
     pub error: Error,
 }
@@ -288,7 +289,8 @@ impl Uffd {
         }
     }
 
-    /// Whether all of an aligned range of private anonymous memory is watched and one mapping. EAGAIN: [`Uffd::is_changing`].
+    /// Whether all of an aligned range of private anonymous memory is watched and one mapping. EAGAIN: [`Uffd::is_changing`]. False may also
+    /// mean that it was moved away while we asked: ask [`Uffd::is_changing`] afterwards.
     pub fn is_registered(&self, start: u64, bytes: u64) -> Result<bool> {
         match self.continue_(start, bytes, 0) {
             // There is no page cache that a private page could be taken from.

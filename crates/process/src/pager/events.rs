@@ -236,13 +236,19 @@ impl State {
         let Some(addresses) = self.book.spaces().get(&space).filter(|one| !one.is_settled()) else {
             return Ok(true);
         };
+        let mut gone = Vec::new();
         for piece in addresses.doubts() {
-            let Some(gone) = unmapped_parts(&uffd, piece)? else {
-                return Ok(false);
-            };
-            for span in gone {
-                self.record(&Record::Forgot { space, span }, tell)?;
+            match unmapped_parts(&uffd, piece)? {
+                Some(parts) => gone.extend(parts),
+                None => return Ok(false),
             }
+        }
+        // The kernel looks for a mapping before it looks whether something changes: only if nothing has begun meanwhile were the answers true.
+        if !gone.is_empty() && uffd.is_changing().unwrap_or(true) {
+            return Ok(false);
+        }
+        for span in gone {
+            self.record(&Record::Forgot { space, span }, tell)?;
         }
         self.record(&Record::Settled { space }, tell)?;
         self.waiters.reconsider(space);

@@ -206,6 +206,9 @@ fn fill(uffd: &Uffd, (here, _, bytes): Piece, data: Option<&[u8]>, gone: &mut Ve
                 at += PAGE_SIZE;
             }
             Some(libc::ENOENT) if count > PAGE_SIZE => most = PAGE_SIZE,
+            // The kernel looks for the mapping before it looks whether something changes: what was moved away at this very moment is
+            // not gone.
+            Some(libc::ENOENT) if uffd.is_changing().unwrap_or(false) => return Ok(Filled::Again),
             Some(libc::ENOENT) => {
                 let _ = uffd.wake(to, PAGE_SIZE);
                 let page = Span {
