@@ -305,3 +305,36 @@ fn zeros_do_not_overwrite_a_guard() {
     assert_eq!(partial.error.errno(), Some(libc::EEXIST));
     println!("a copy onto a guard: {:?}", uffd.copy(first, &content(1, 1), 0));
 }
+
+/// The kernel looks for the mapping before it looks whether something changes: so a place can seem to be gone that was only moved, and
+/// whoever believes that loses its pages. How often that happens depends on luck; that it can be told apart does not.
+#[test]
+fn where_no_mapping_is_found_it_can_be_told_whether_it_was_moved_just_now() {
+    let (mut puppet, uffd, start) = served(feature::EVENT_REMAP | feature::EVENT_UNMAP);
+    let away = start + (1 << 30);
+    let (mut here, mut there) = (start, away);
+    let mut seen = 0;
+    for _ in 0..3000 {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        puppet.begin_call(libc::SYS_mremap, &[here, 16 * PAGE, 16 * PAGE, flags, there]);
+        // A hole that is filled again and again, until it is away.
+        let refused = loop {
+            match uffd.zeropage(here + PAGE, PAGE, 0) {
+                Ok(()) => {}
+                Err(partial) if partial.error.errno() == Some(libc::EEXIST) => {}
+                Err(partial) => break partial.error.errno(),
+            }
+        };
+        assert!(
+            matches!(refused, Some(libc::EAGAIN | libc::ENOENT)),
+            "{refused:?}"
+        );
+        seen += u32::from(refused == Some(libc::ENOENT));
+        assert!(uffd.is_changing().unwrap(), "after {refused:?}");
+        // The move, and the end of the old place.
+        (0..2).for_each(|_| drop(wait_event(&uffd)));
+        assert_eq!(puppet.reply(), there as i64);
+        (here, there) = (there, here);
+    }
+    println!("{seen} of 3000 moves made their place seem to be gone");
+}
