@@ -308,6 +308,10 @@ impl<'a, H: DestinationHost> DestinationDriver<'a, H> {
     /// For whoever lists the migrations.
     fn note_missing(&mut self) {
         let (missing, now) = (self.host.missing_pages(), Instant::now());
+        // Who does not fetch does not know.
+        if missing.is_none() && self.noted_at.is_none() {
+            return;
+        }
         let due = self
             .noted_at
             .is_none_or(|at| missing.is_none() || now.duration_since(at) >= NOTE_EVERY);

@@ -129,7 +129,16 @@ impl Server {
         options: ResidualOptions,
         path: Path,
     ) -> Result<Self> {
-        let status = Arc::new(Mutex::new(Status::default()));
+        let owed_bytes = pages
+            .as_ref()
+            .map_or(0, |pages| pages.len().saturating_mul(PAGE_SIZE));
+        let status = Arc::new(Mutex::new(Status {
+            progress: ResidualProgress {
+                owed_bytes,
+                ..ResidualProgress::default()
+            },
+            ..Status::default()
+        }));
         let stop = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::new(Condvar::new());
@@ -202,7 +211,9 @@ pub(crate) struct Noted(Option<Instant>);
 impl Noted {
     /// Says it, if that is due. Whoever lists the migrations reads it there.
     pub fn note(&mut self, journal: &mut Journal, progress: &ResidualProgress) {
-        if self.0.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
+        // A guardian does not know it before the destination has said it.
+        let known = progress.owed_bytes > 0;
+        if known && self.0.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
             self.0 = Some(Instant::now());
             // It only informs.
             let _ = journal.set_missing(Some(progress.owed_bytes / PAGE_SIZE));

@@ -332,19 +332,65 @@ fn owing(rig: &Rig) -> Moving {
 
 /// Waits until `ps` at the source lists the migration in this state and somebody works on it.
 fn wait_for_state(rig: &Rig, state: &str) {
+    wait_until_listed(rig, Side::Alpha, |line| {
+        line["role"] == "source" && line["state"] == state && line["attended"] == true
+    });
+}
+
+/// Waits until `ps` lists such a migration.
+fn wait_until_listed(rig: &Rig, side: Side, is_wanted: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + LONG;
     loop {
-        let listed = rig.whimbrel(Side::Alpha, "ps --json").output;
+        let listed = rig.whimbrel(side, "ps --json").output;
         let lines = listed
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut migrations = lines.filter(|line| line["kind"] == "migration" && line["role"] == "source");
-        if migrations.any(|line| line["state"] == state && line["attended"] == true) {
-            return;
+        let mut migrations = lines.filter(|line| line["kind"] == "migration");
+        if let Some(migration) = migrations.find(&is_wanted) {
+            return migration;
         }
-        assert!(Instant::now() < deadline, "not {state}: {listed}");
+        assert!(Instant::now() < deadline, "{listed}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Ends the guardians of a host as kill -9 does. Hosts have PID namespaces of their own.
+fn kill_guardians(rig: &Rig, side: Side) {
+    let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '^whimbrel guardian' && kill -9 ${p#/proc/}; done; true";
+    rig.host(side).run(["sh", "-c", script]).unwrap();
+}
+
+#[test]
+fn resume_goes_on_by_hand_when_nobody_is_left() {
+    let mut paging = Paging::slow();
+    let mut moving = owing(&paging.rig);
+    let rig = &paging.rig;
+    for side in [Side::Alpha, Side::Beta] {
+        kill_guardians(rig, side);
+    }
+    moving.migrate.kill().unwrap();
+    moving.receive.kill().unwrap();
+    let unattended = |line: &Value| line["attended"] == false && line["missing_pages"].as_u64() > Some(0);
+    let source = wait_until_listed(rig, Side::Alpha, |line| {
+        line["state"] == "serving" && unattended(line)
+    });
+    wait_until_listed(rig, Side::Beta, |line| {
+        line["state"] == "running here, fetching" && unattended(line)
+    });
+    let logs = rig.whimbrel(Side::Beta, &format!("logs {NAME}")).output;
+    assert!(!logs.contains("BAD"), "{logs}");
+    let id = source["id"].as_str().unwrap();
+    let resume = |side| {
+        rig.host(side)
+            .command(["whimbrel", "resume", id])
+            .spawn()
+            .unwrap()
+    };
+    let (mut destination, mut source) = (resume(Side::Beta), resume(Side::Alpha));
+    source.wait_success(LONG).unwrap();
+    destination.wait_success(LONG).unwrap();
+    paging.is_whole_at(Side::Beta);
+    paging.finish(Side::Beta);
 }
 
 #[test]
