@@ -409,6 +409,7 @@ mod tests {
         Zero(Run),
         Drop(Run),
         Barrier(u64),
+        Word(&'static str, Option<Run>),
     }
 
     fn run(pages: u64) -> impl Strategy<Value = Run> {
@@ -423,6 +424,8 @@ mod tests {
         Zero(Vec<Run>),
         Drop(Vec<Run>),
         Barrier(u64),
+        /// Those of post-copy, each once.
+        Words(Run),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -434,6 +437,7 @@ mod tests {
             proptest::collection::vec(run(1 << 40), 0..4).prop_map(Step::Zero),
             proptest::collection::vec(run(1 << 40), 0..4).prop_map(Step::Drop),
             any::<u64>().prop_map(Step::Barrier),
+            run(1 << 40).prop_map(Step::Words),
         ];
         proptest::collection::vec(step, 0..5)
     }
@@ -484,6 +488,16 @@ mod tests {
                 writer.barrier(*n).unwrap();
                 told.push(Told::Barrier(*n));
             }
+            Step::Words(run) => {
+                writer.missing(&[*run]).unwrap();
+                writer.settled(&[*run]).unwrap();
+                writer.refused(&[*run]).unwrap();
+                writer.hurry().unwrap();
+                writer.alive().unwrap();
+                let runs = ["missing", "settled", "refused"].map(|word| Told::Word(word, Some(*run)));
+                told.extend(runs);
+                told.extend(["hurry", "alive"].map(|word| Told::Word(word, None)));
+            }
         }
     }
 
@@ -528,6 +542,11 @@ mod tests {
                 Bulk::Zero(run) => told.push(Told::Zero(run)),
                 Bulk::Drop(run) => told.push(Told::Drop(run)),
                 Bulk::Barrier(n) => told.push(Told::Barrier(n)),
+                Bulk::Missing(run) => told.push(Told::Word("missing", Some(run))),
+                Bulk::Settled(run) => told.push(Told::Word("settled", Some(run))),
+                Bulk::Refused(run) => told.push(Told::Word("refused", Some(run))),
+                Bulk::Hurry => told.push(Told::Word("hurry", None)),
+                Bulk::Alive => told.push(Told::Word("alive", None)),
             }
         }
         assert_eq!(reader.bytes(), bytes.len() as u64);
