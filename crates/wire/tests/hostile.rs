@@ -123,5 +123,6 @@ proptest! {
 #[test]
 fn good_streams_are_understood() {
     assert_eq!(hostile::control(&good_control(), 1000), 5);
-    assert_eq!(hostile::bulk(&good_bulk()), 8);
+    assert_eq!(hostile::bulk(&good_bulk()), 13);
+    assert_eq!(hostile::wishes(&good_wishes()), 7);
 }
