@@ -335,7 +335,7 @@ pub trait Recover {
     fn stays(&self, resources: &[u8]) -> Result<(), Self::Error>;
     /// Source: the workload runs at the destination; end the copy here.
     fn moved(&self, resources: &[u8]) -> Result<(), Self::Error>;
-    /// Source: what its frozen memory can be read with, as in [`Workload::store`]. Fails if it is not there any more.
+    /// Source: what its frozen memory can be read with, as in [`Workload::store`]. If it is not there any more, one that can read nothing.
     fn store(&self, resources: &[u8]) -> Result<Self::Store, Self::Error>;
     /// Destination: the commit is journalled, and `start` was called; what is left to be fetched? Pauses the workload if something is.
     fn pager(&self, resources: &[u8]) -> Result<Left<Self::Pager>, Self::Error>;

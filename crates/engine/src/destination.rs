@@ -482,7 +482,7 @@ impl<R: Replica> DestinationHost for Destination<'_, '_, R> {
     }
 
     fn join(&mut self, kind: StreamKind, stream: TcpStream) {
-        if let Err(error) = join(&mut self.fetch, kind, stream) {
+        if let Err(error) = join(&mut self.fetch, true, kind, stream) {
             self.warn(&error.to_string());
         }
     }

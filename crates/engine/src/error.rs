@@ -95,6 +95,9 @@ pub enum Error {
         /// Why nobody sends them now.
         why: String,
     },
+    /// Destination: it had to be ended, since its memory cannot be had; its own sentence.
+    #[error("{0}")]
+    Ended(String),
     /// The user does not want it any more.
     #[error("cancelled")]
     Cancelled,

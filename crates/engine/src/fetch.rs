@@ -173,15 +173,16 @@ impl<P: Pager> Fetch<P> {
     }
 }
 
-/// A stream for whatever is being fetched. A source that comes although nothing is hears that.
+/// A stream for whatever is being fetched. A source that comes although nothing is missing hears that; who does not know says nothing.
 pub(crate) fn join<P: Pager>(
     fetch: &mut Option<Fetch<P>>,
+    nothing_is_missing: bool,
     kind: StreamKind,
     mut stream: TcpStream,
 ) -> Result<()> {
     match fetch {
         Some(fetch) => fetch.join(kind, stream, false),
-        None if matches!(kind, StreamKind::Fault(_)) => {
+        None if nothing_is_missing && matches!(kind, StreamKind::Fault(_)) => {
             write_wishes(&mut stream, &[Wish::Ended]).map_err(IntoLink::into_link)
         }
         None => Ok(()),
@@ -218,7 +219,7 @@ impl<P: Pager> Shared<P> {
         self.tell(&news);
         match served {
             Ok(true) if self.pager.missing_pages() > 0 => {}
-            Ok(alive) => self.complete(alive),
+            Ok(_) => self.complete(),
             Err(error) => {
                 self.warn(format!("cannot serve the workload's missing pages: {error}"));
                 thread::sleep(LOOK);
@@ -226,18 +227,15 @@ impl<P: Pager> Shared<P> {
         }
     }
 
-    fn complete(&self, alive: bool) {
+    fn complete(&self) {
         if let Err(error) = self.pager.finish() {
             self.warn(error.to_string());
             thread::sleep(LOOK);
             return;
         }
         self.complete.store(true, Ordering::Release);
-        let times = Wish::Times(self.pager.times());
-        match alive {
-            true => self.write(&[times]),
-            false => self.write(&[times, Wish::Ended]),
-        }
+        // Also if every page was acknowledged: what was told before there was a connection is made good for.
+        self.write(&[Wish::Times(self.pager.times()), Wish::Ended]);
     }
 
     fn tell_regularly(&self) {

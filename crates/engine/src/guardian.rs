@@ -148,7 +148,11 @@ fn settle_destination<C: Recover>(
     driver.host.timeout = options.link_timeout;
     driver.link_timeout = options.link_timeout;
     driver.answer_for = options.answer_for;
-    match driver.run() {
+    let left = driver.run();
+    if let Some(sentence) = driver.host.ended.take() {
+        return Err(Error::Ended(sentence));
+    }
+    match left {
         DestinationLeft::End(DestinationEnd::Runs) => Ok(Settled::Started { confirmed: true }),
         DestinationLeft::Unconfirmed { runs: true } => Ok(Settled::Started { confirmed: false }),
         DestinationLeft::End(DestinationEnd::Discarded) | DestinationLeft::Unconfirmed { runs: false } => {
@@ -222,6 +226,10 @@ struct Recovering<'a, C: Recover> {
     timeout: Duration,
     cancel: &'a AtomicBool,
     fetch: Option<Fetch<C::Pager>>,
+    /// It is known what is left to be fetched.
+    is_asked: bool,
+    /// Why the workload had to be ended.
+    ended: Option<String>,
 }
 
 impl<'a, C: Recover> Recovering<'a, C> {
@@ -232,6 +240,8 @@ impl<'a, C: Recover> Recovering<'a, C> {
             timeout,
             cancel,
             fetch: None,
+            is_asked: false,
+            ended: None,
         }
     }
 
@@ -297,12 +307,15 @@ impl<C: Recover> DestinationHost for Recovering<'_, C> {
 
     fn start(&mut self, resources: &[u8]) -> Result<()> {
         self.recover.start(resources).map_err(Error::workload)?;
-        if !self.follow || self.fetch.is_some() {
+        if !self.follow || self.is_asked {
             return Ok(());
         }
-        if let Left::Pages(pager) = self.recover.pager(resources).map_err(Error::workload)? {
-            self.fetch = Some(Fetch::start(pager, self.timeout)?);
+        match self.recover.pager(resources).map_err(Error::workload)? {
+            Left::Pages(pager) => self.fetch = Some(Fetch::start(pager, self.timeout)?),
+            Left::Ended(sentence) => self.ended = Some(sentence),
+            Left::Nothing => {}
         }
+        self.is_asked = true;
         Ok(())
     }
 
@@ -312,7 +325,7 @@ impl<C: Recover> DestinationHost for Recovering<'_, C> {
 
     fn join(&mut self, kind: StreamKind, stream: TcpStream) {
         // A stream that fails is lost, and the source comes again.
-        let _ = join(&mut self.fetch, kind, stream);
+        let _ = join(&mut self.fetch, self.is_asked, kind, stream);
     }
 
     fn missing_pages(&self) -> Option<u64> {

@@ -28,8 +28,8 @@ use crate::summary::ResidualSummary;
 
 /// Wishes that are read and not looked at yet. More come only from a destination that wants to fill our memory.
 const WISHES_MAX: usize = 1 << 20;
-/// Runs of missing pages that a destination may name: a hole beside every page of 256 GiB.
-const MISSING_RUNS_MAX: usize = 1 << 26;
+/// Runs of missing pages that a destination may name: a hole beside every page of 128 GiB.
+const MISSING_RUNS_MAX: usize = 1 << 24;
 /// The pauses between two attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -155,6 +155,7 @@ impl Server {
             streams: Arc::clone(&streams),
             times: FaultTimes::default(),
             reconnects: 0,
+            placed_before: 0,
             is_hurried: false,
         };
         let thread = thread::Builder::new()
@@ -181,7 +182,9 @@ impl Server {
         let going = |status: &mut Status| !status.done && status.failed.is_none();
         let waited = self.ended.wait_timeout_while(lock(&self.status), time, going);
         let (status, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_over = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
         match (&status.failed, status.done) {
+            (None, false) if is_over => Waited::GivenUp("a fault inside whimbrel: please report it".into()),
             (_, true) => Waited::Done,
             (Some(why), _) => Waited::GivenUp(why.clone()),
             _ => Waited::Going,
@@ -261,6 +264,8 @@ struct Serving<S> {
     streams: Arc<Mutex<Vec<TcpStream>>>,
     times: FaultTimes,
     reconnects: u32,
+    /// Pages that were placed when the link was lost the last time.
+    placed_before: u64,
     is_hurried: bool,
 }
 
@@ -271,11 +276,15 @@ impl<S: PageStore> Serving<S> {
         loop {
             let over = match next.take() {
                 Some(session) => self.session(session),
-                None => Over::Lost(Error::Internal("not connected yet".into())),
+                None => Over::Lost(self.broken(whimbrel_wire::Error::Closed)),
             };
             match over {
                 Over::Done => return self.end(None),
                 Over::Stopped => return,
+                // Another connection would not help.
+                Over::Lost(error @ (Error::Workload(_) | Error::Internal(_) | Error::Thread(_))) => {
+                    return self.end(Some(error.to_string()))
+                }
                 Over::Lost(error) => match self.reconnect(error) {
                     Ok(Some(session)) => next = Some(session),
                     Ok(None) => return self.end(None),
@@ -591,7 +600,12 @@ impl<S: PageStore> Serving<S> {
         self.handle(Event::LinkLost);
         self.lost(Some(error.to_string()));
         let since = Instant::now();
-        let mut pause = Duration::ZERO;
+        // A destination that takes connections but nothing else must not be hammered.
+        let placed = self.placed_pages();
+        let mut pause = match placed > std::mem::replace(&mut self.placed_before, placed) {
+            true => Duration::ZERO,
+            false => PAUSE_MIN,
+        };
         let mut why = error;
         loop {
             if self.is_stopped() {
@@ -616,9 +630,17 @@ impl<S: PageStore> Serving<S> {
         }
     }
 
+    fn placed_pages(&self) -> u64 {
+        self.residual
+            .as_ref()
+            .map_or(0, |residual| residual.metrics().pages_placed)
+    }
+
     /// Hears what the destination lacks. `None` if that is nothing.
     fn agree(&mut self, mut session: Session) -> Result<Option<Session>> {
-        let missing = missing(&mut session.wishes).map_err(|cause| self.broken(cause))?;
+        let stop = Arc::clone(&self.stop);
+        let missing = missing(&mut session.wishes, || stop.load(Ordering::Relaxed))
+            .map_err(|cause| self.broken(cause))?;
         match &self.residual {
             Some(_) => self.handle(Event::LinkBack { missing }),
             None => self.residual = Some(residual(missing, &self.options, Path::default())),
@@ -774,9 +796,15 @@ fn is_late(e: &std::io::Error) -> bool {
 }
 
 /// The list of missing pages that a destination begins with when it was lost.
-fn missing(wishes: &mut WishReader<TcpStream>) -> whimbrel_wire::Result<Pages> {
+fn missing(
+    wishes: &mut WishReader<TcpStream>,
+    is_stopped: impl Fn() -> bool,
+) -> whimbrel_wire::Result<Pages> {
     let mut missing = Pages::new();
     for _ in 0..MISSING_RUNS_MAX {
+        if is_stopped() {
+            return Err(whimbrel_wire::Error::Closed);
+        }
         match wishes.next_wish()? {
             Some(Wish::Missing(run)) => missing.insert(page_run(run)).map_err(|_| damaged())?,
             Some(Wish::Listed) => return Ok(missing),

@@ -15,7 +15,7 @@ use crate::pager::{PagerError, ProcessPager};
 use crate::replica::ReplicaResources;
 use crate::source::{self, SourceError, SourceResources};
 use crate::state::FileId;
-use crate::store::MemoryStore;
+use crate::store::{CopyStore, MemoryStore};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +38,6 @@ pub enum RecoverError {
     /// A system call failed.
     #[error(transparent)]
     Kernel(#[from] whimbrel_kernel::error::Error),
-    /// The source's copy is not there any more.
-    #[error("the workload's copy at the source has ended, and its memory with it; somebody killed it")]
-    Gone,
 }
 
 type Result<T> = std::result::Result<T, RecoverError>;
@@ -65,7 +62,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<T>> {
 
 impl Recover for ProcessRecover {
     type Error = RecoverError;
-    type Store = MemoryStore;
+    type Store = CopyStore;
     type Pager = ProcessPager;
 
     fn stays(&self, resources: &[u8]) -> Result<()> {
@@ -88,16 +85,16 @@ impl Recover for ProcessRecover {
         }
     }
 
-    fn store(&self, resources: &[u8]) -> Result<MemoryStore> {
+    fn store(&self, resources: &[u8]) -> Result<CopyStore> {
         let process = decode::<SourceResources>(resources)?.map(|resources| resources.process);
         let Some(process) = process.filter(Identity::is_alive) else {
-            return Err(RecoverError::Gone);
+            return Ok(CopyStore(None));
         };
-        let store = MemoryStore::open(process.pid)?;
-        // It may have ended before that, and something else got its number.
-        match process.is_alive() {
-            true => Ok(store),
-            false => Err(RecoverError::Gone),
+        // It may have ended before it is opened, and something else have got its number.
+        match MemoryStore::open(process.pid) {
+            Ok(store) if process.is_alive() => Ok(CopyStore(Some(store))),
+            Err(error) if process.is_alive() => Err(error.into()),
+            _ => Ok(CopyStore(None)),
         }
     }
 

@@ -1,7 +1,11 @@
 //! Reading the private pages of a frozen process, for the source while it migrates and for the pages that follow afterwards.
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
 use whimbrel_engine::PageStore;
 use whimbrel_kernel::memory::{self, MemFile};
+use whimbrel_kernel::pidfd;
 use whimbrel_policy::{PageRun, PAGE_SIZE};
 
 use crate::tracker::PRIVATE;
@@ -9,11 +13,13 @@ use crate::tracker::PRIVATE;
 /// The result of what the kernel crate does.
 type Result<T> = whimbrel_kernel::error::Result<T>;
 
-/// The private memory of one process.
+/// The private memory of one process, whatever process has its number later.
 #[derive(Debug)]
 pub struct MemoryStore {
     pid: i32,
     memory: MemFile,
+    /// Readable when it has ended.
+    process: OwnedFd,
 }
 
 impl MemoryStore {
@@ -22,8 +28,14 @@ impl MemoryStore {
     /// # Errors
     /// There is no such process, or it may not be read.
     pub fn open(pid: i32) -> Result<MemoryStore> {
+        let process = pidfd::open(pid)?;
         let memory = MemFile::open(pid)?;
-        Ok(MemoryStore { pid, memory })
+        Ok(MemoryStore { pid, memory, process })
+    }
+
+    /// Whether it is there no more: then what was read may be anybody's.
+    fn is_gone(&self) -> bool {
+        pidfd::wait_exit(self.process.as_fd(), Duration::ZERO).unwrap_or(true)
     }
 
     /// Private pages into `buffer`; what cannot be read is added to `failed`.
@@ -66,13 +78,38 @@ impl PageStore for MemoryStore {
             let bytes: usize = some.iter().map(bytes_of).sum();
             let (part, others) = rest.split_at_mut(bytes.min(rest.len()));
             rest = others;
-            if some.first().is_some_and(|run| run.space == PRIVATE) {
-                self.read_private(some, part, failed)?;
-            } else {
+            let is_private = some.first().is_some_and(|run| run.space == PRIVATE);
+            let before = failed.len();
+            let read = match is_private {
+                true => self.read_private(some, part, failed),
+                false => Ok(()),
+            };
+            if !is_private || self.is_gone() {
+                failed.truncate(before);
                 failed.extend_from_slice(some);
+            } else {
+                read?;
             }
         }
         Ok(())
+    }
+}
+
+/// The memory of a frozen copy that may be gone already: then nothing of it can be had.
+#[derive(Debug)]
+pub struct CopyStore(pub(crate) Option<MemoryStore>);
+
+impl PageStore for CopyStore {
+    type Error = whimbrel_kernel::error::Error;
+
+    fn read(&mut self, runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>) -> Result<()> {
+        match &mut self.0 {
+            Some(store) => store.read(runs, buffer, failed),
+            None => {
+                failed.extend_from_slice(runs);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -110,6 +147,26 @@ mod tests {
         assert_eq!(whole_runs(&runs, 3 * 4096 + 100), (2, 3 * 4096));
         assert_eq!(whole_runs(&runs, 0), (0, 0));
         assert_eq!(whole_runs(&runs, 6 * 4096), (3, 6 * 4096));
+    }
+
+    /// What an ended process had cannot be had: not from whoever has its number now, and not as an error that may pass.
+    #[test]
+    fn of_a_process_that_has_ended_nothing_can_be_had() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut store = MemoryStore::open(child.id() as i32).unwrap();
+        child.kill().unwrap();
+        let mut nothing_is_read = || {
+            let (mut buffer, mut failed) = (vec![0; 3 * 4096], Vec::new());
+            let runs = [run(5, 1), run(9, 2)];
+            store.read(&runs, &mut buffer, &mut failed).unwrap();
+            assert_eq!(failed, runs);
+        };
+        // Before somebody has taken note of its end, and after.
+        let process = pidfd::open(child.id() as i32).unwrap();
+        assert!(pidfd::wait_exit(process.as_fd(), Duration::from_secs(10)).unwrap());
+        nothing_is_read();
+        child.wait().unwrap();
+        nothing_is_read();
     }
 
     #[test]

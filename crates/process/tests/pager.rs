@@ -130,15 +130,15 @@ fn shuffled(missing: &[PageRun], random: &mut Random) -> Vec<PageRun> {
 }
 
 /// Sends everything: for some time only what is asked for, and late; then the rest in any order, until nothing is missing.
-fn send_all(
+fn send_all<S: PageStore<Error: std::fmt::Debug>>(
     pager: &ProcessPager,
-    store: &mut MemoryStore,
+    store: &mut S,
     heard: &Heard,
     random: &mut Random,
     only_faults: Duration,
 ) {
     let begin = Instant::now();
-    let place = |store: &mut MemoryStore, run: PageRun| {
+    let place = |store: &mut S, run: PageRun| {
         let bytes = content(store, run);
         let zero = bytes.iter().all(|byte| *byte == 0);
         let data = (!zero).then_some(bytes.as_slice());
@@ -410,7 +410,16 @@ fn threads_wait_beyond_the_death_of_who_serves_them_and_another_one_goes_on() {
         Left::Nothing
     ));
     ProcessRecover.moved(&orphan.theirs).unwrap();
-    assert!(ProcessRecover.store(&orphan.theirs).is_err());
+    // Nothing of it can be had, and whoever asks for it hears that.
+    let mut failed = Vec::new();
+    let one = PageRun {
+        space: whimbrel_policy::SpaceId(0),
+        first: 1,
+        count: 1,
+    };
+    let mut gone = ProcessRecover.store(&orphan.theirs).unwrap();
+    gone.read(&[one], &mut [0; 4096], &mut failed).unwrap();
+    assert_eq!(failed, [one]);
     orphan.program.goes_on(2);
 }
 

@@ -207,7 +207,13 @@ fn decode(header: Header, payload: &[u8]) -> Result<Wish> {
         Kind::Listed => Wish::Listed,
         Kind::Ended => Wish::Ended,
         Kind::Alive => Wish::Alive,
-        Kind::Times => Wish::Times(postcard::from_bytes(payload).map_err(|_| damaged())?),
+        Kind::Times => {
+            let times: FaultTimes = postcard::from_bytes(payload).map_err(|_| damaged())?;
+            if times.threads.len() > THREADS_TOLD_MAX {
+                return Err(damaged());
+            }
+            Wish::Times(times)
+        }
         _ => return Err(damaged()),
     })
 }

@@ -360,6 +360,25 @@ fn kill_guardians(rig: &Rig, side: Side) {
     rig.host(side).run(["sh", "-c", script]).unwrap();
 }
 
+/// Nobody wants the pages of a workload that has ended.
+#[test]
+fn a_workload_that_ends_while_it_lacks_pages_lets_its_copy_go() {
+    let paging = Paging::slow();
+    let rig = &paging.rig;
+    let mut moving = rig.begin_move(Side::Alpha, &How::with("--strategy postcopy --prepage demand"));
+    rig.wait_for_phase(Side::Alpha, "serve", &mut moving);
+    // It runs there, but may not be listed yet.
+    let deadline = Instant::now() + LONG;
+    while !rig.whimbrel(Side::Beta, &format!("stop {NAME}")).success() {
+        assert!(Instant::now() < deadline, "it cannot be stopped");
+        thread::sleep(Duration::from_millis(20));
+    }
+    both_ended_well(&mut moving);
+    let Paging { rig, client, .. } = paging;
+    drop(client);
+    rig.nothing_left(&[Side::Alpha, Side::Beta]).unwrap();
+}
+
 #[test]
 fn resume_goes_on_by_hand_when_nobody_is_left() {
     let mut paging = Paging::slow();

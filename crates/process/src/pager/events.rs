@@ -48,6 +48,7 @@ impl ProcessPager {
             let ready = fd::wait_readable(&fds, pause)?;
             let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
             if is_ready(0) {
+                self.lock_soon().end_all(tell)?;
                 return Ok(false);
             }
             if is_ready(1) {
@@ -187,7 +188,7 @@ impl State {
         // If nobody can keep it, only we hold it: whoever comes after us cannot go on.
         let kept = self.keeper.keep(uffd.as_fd()).unwrap_or(None);
         if kept.is_none() {
-            self.log.spoil()?;
+            self.log.spoil();
         }
         let child = self.next_space;
         self.next_space += 1;
@@ -253,6 +254,14 @@ impl State {
         self.record(&Record::Settled { space }, tell)?;
         self.waiters.reconsider(space);
         Ok(true)
+    }
+
+    /// The workload has ended, and what it left running ends with it: nothing is wanted any more.
+    fn end_all(&mut self, tell: Tell<'_>) -> Result<()> {
+        for space in self.book.spaces().keys().copied().collect::<Vec<u32>>() {
+            self.end(space, tell)?;
+        }
+        Ok(())
     }
 
     /// The address space is gone with its process.

@@ -117,7 +117,10 @@ struct State {
 impl State {
     /// Writes a record down and carries it out; tells what is not wanted any more.
     fn record(&mut self, record: &Record, tell: Tell<'_>) -> Result<()> {
-        self.log.append(record)?;
+        // A log that cannot be written is of no use to whoever comes after us; what the kernel has told counts nevertheless.
+        if self.log.append(record).is_err() {
+            self.log.spoil();
+        }
         for run in self.book.apply(record)? {
             tell(News::Gone(run));
         }
@@ -218,9 +221,10 @@ impl Pager for ProcessPager {
         // Whoever waits for a page that nobody ever wrote reads zeros when the last one is closed.
         state.uffds.clear();
         state.keeper.drop_all()?;
-        let breather = state.breather.take().is_some();
-        if std::mem::take(&mut state.paused) || breather {
+        if state.paused || state.breather.is_some() {
             self.group().thaw()?;
+            state.paused = false;
+            state.breather = None;
         }
         state.log.remove()?;
         state.finished = true;

@@ -1,7 +1,7 @@
 //! Pages that have arrived, and pages that nobody ever wrote.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use whimbrel_engine::Tell;
 use whimbrel_kernel::uffd::{Partial, Uffd};
@@ -13,6 +13,8 @@ use super::{PagerError, ProcessPager, Result, State};
 use crate::layout::Span;
 use crate::tracker::PRIVATE;
 
+/// How long a page that has arrived is tried to be placed.
+const PLACE_MAX: Duration = Duration::from_secs(10);
 /// Pages that are placed before somebody else may have the lock.
 const PAGES_AT_ONCE: u64 = 16;
 /// Pages after one that nobody ever wrote that are filled with it: whoever touches the one mostly touches them next.
@@ -43,22 +45,39 @@ impl ProcessPager {
         if run.space != PRIVATE {
             return Ok(()); // none of those was ever missing
         }
-        let mut done = 0;
-        while done < run.count {
-            let some = PageRun {
-                first: run.first.saturating_add(done),
-                count: PAGES_AT_ONCE.min(run.count - done),
-                ..run
-            };
-            let from = (done * PAGE_SIZE) as usize;
-            let data = data.map(|data| data.get(from..).unwrap_or_default());
-            while !self.place_some(some, data, tell)? {
-                std::thread::sleep(SETTLE_PAUSE);
+        // However long it says that it is: only what is missing counts.
+        let wanted = self.lock().book.missing_of(run.first, run.count);
+        for part in wanted {
+            let mut done = 0;
+            while done < part.count {
+                let some = PageRun {
+                    first: part.first.saturating_add(done),
+                    count: PAGES_AT_ONCE.min(part.count - done),
+                    ..part
+                };
+                let from = ((some.first - run.first) * PAGE_SIZE) as usize;
+                let data = data.map(|data| data.get(from..).unwrap_or_default());
+                self.place_surely(some, data, tell)?;
+                done += some.count;
             }
-            done += some.count;
-            if self.eager.load(Ordering::Relaxed) > 0 {
-                std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Tries until nothing changes for a moment; who serves the pager sees to that.
+    fn place_surely(&self, some: PageRun, data: Option<&[u8]>, tell: Tell<'_>) -> Result<()> {
+        let deadline = Instant::now() + PLACE_MAX;
+        while !self.place_some(some, data, tell)? {
+            if Instant::now() >= deadline {
+                return Err(PagerError::Unfit(format!(
+                    "page {:#x} cannot be placed: the workload changes its mappings without a pause, or nobody serves it",
+                    some.first
+                )));
             }
+            std::thread::sleep(SETTLE_PAUSE);
+        }
+        if self.eager.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
         }
         Ok(())
     }
