@@ -18,7 +18,6 @@ use whimbrel_policy::{PageRun, Pages, PAGE_SIZE};
 use whimbrel_process::container::Registry;
 use whimbrel_process::pager::ProcessPager;
 use whimbrel_process::replica::ReplicaResources;
-use whimbrel_process::store::MemoryStore;
 use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
 use whimbrel_wire::FaultTimes;
 
@@ -48,7 +47,7 @@ impl Random {
 }
 
 /// Pages as the source has them.
-fn content(store: &mut MemoryStore, run: PageRun) -> Vec<u8> {
+fn content(store: &mut impl PageStore<Error: std::fmt::Debug>, run: PageRun) -> Vec<u8> {
     let mut bytes = vec![0; (run.count * PAGE_SIZE) as usize];
     let mut failed = Vec::new();
     store.read(&[run], &mut bytes, &mut failed).unwrap();
