@@ -146,19 +146,25 @@ fn no_page_of_the_torture_is_wrong_by_any_variant() {
     rig.finish(side);
 }
 
+fn in_turn(variants: &[&'static str], moves: usize) -> Vec<&'static str> {
+    variants.iter().copied().cycle().take(moves).collect()
+}
+
 #[test]
 fn java_with_g1_by_every_variant() {
-    servers::java("-XX:+UseG1GC", &VARIANTS);
+    servers::java("-XX:+UseG1GC", &in_turn(&VARIANTS, count(5, 50)));
 }
 
 #[test]
 fn java_with_parallel_by_postcopy_and_hybrid() {
-    servers::java("-XX:+UseParallelGC", &[VARIANTS[0], VARIANTS[3]]);
+    let moves = in_turn(&[VARIANTS[0], VARIANTS[3]], count(2, 50));
+    servers::java("-XX:+UseParallelGC", &moves);
 }
 
 #[test]
 fn java_with_huge_pages_by_every_variant() {
-    servers::java("-XX:+UseG1GC -XX:+UseTransparentHugePages", &VARIANTS);
+    let options = "-XX:+UseG1GC -XX:+UseTransparentHugePages";
+    servers::java(options, &in_turn(&VARIANTS, count(5, 50)));
 }
 
 /// One write of a page in the first pass fills 2 MB with zeros at the destination: what is written at the source afterwards must not be
