@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use whimbrel_policy::postcopy::Fault;
 use whimbrel_policy::PageRun;
-use whimbrel_wire::{write_wishes, Bulk, BulkReader, FaultTimes, Run, StreamKind, Wish};
+use whimbrel_wire::{write_wishes, Bulk, BulkReader, FaultTimes, StreamKind, Wish};
 
 use crate::contract::{News, Pager};
 use crate::error::{Error, Result};
 use crate::intake::page_run;
 use crate::link::{hurry_thread, lock, shut};
+use crate::send::wire_run;
 
 /// How long one look at the pager may wait.
 const LOOK: Duration = Duration::from_millis(50);
@@ -414,13 +415,5 @@ fn fault(fault: &Fault) -> Wish {
         page: fault.page.number,
         thread: fault.thread.0,
         repeated: fault.repeated,
-    }
-}
-
-fn wire_run(run: PageRun) -> Run {
-    Run {
-        space: run.space.0,
-        first: run.first,
-        count: run.count,
     }
 }

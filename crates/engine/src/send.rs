@@ -9,7 +9,7 @@ use std::time::Instant;
 use whimbrel_policy::{PageRun, Sent};
 use whimbrel_wire::{BulkWriter, Run, FRAME_PAGES_MAX, PAGE_BYTES};
 
-use crate::contract::Workload;
+use crate::contract::{PageStore, Workload};
 use crate::error::{Error, Result};
 
 /// A piece with so many pages leaves in one write.
@@ -144,7 +144,10 @@ impl PageSender {
 
     /// One piece of what follows after the switch-over, in pages of `runs` (at most [`PIECE_PAGES`]), and its barrier. Returns what was
     /// sent of it.
-    pub fn piece(&mut self, read: Read<'_>, runs: &[PageRun], number: u64) -> Result<Sent> {
+    pub fn piece<S: PageStore>(&mut self, store: &mut S, runs: &[PageRun], number: u64) -> Result<Sent> {
+        let mut read = |runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>| {
+            store.read(runs, buffer, failed).map_err(Error::workload)
+        };
         let bytes = self.writer.bytes();
         let mut sent = Sent::default();
         let pages: u64 = runs.iter().map(|run| run.count).sum();
@@ -152,7 +155,7 @@ impl PageSender {
             self.writer.stream_mut().held = Some(Vec::with_capacity((pages as usize + 1) * PAGE_BYTES));
         }
         for piece in pieces(runs) {
-            self.send_piece(read, &piece, &mut sent)?;
+            self.send_piece(&mut read, &piece, &mut sent)?;
         }
         self.barrier(number)?;
         self.write(|writer| Ok(writer.stream_mut().flush()?))?;
@@ -211,7 +214,7 @@ impl PageSender {
     }
 }
 
-fn wire_run(run: PageRun) -> Run {
+pub(crate) fn wire_run(run: PageRun) -> Run {
     Run {
         space: run.space.0,
         first: run.first,

@@ -476,11 +476,7 @@ impl<S: PageStore> Serving<S> {
     }
 
     fn reply(&mut self, talk: &mut Talk, piece: PieceId, run: PageRun) -> Result<()> {
-        let store = &mut self.store;
-        let mut read = |runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>| {
-            store.read(runs, buffer, failed).map_err(Error::workload)
-        };
-        let sent = talk.sender.piece(&mut read, &[run], piece.0)?;
+        let sent = talk.sender.piece(&mut self.store, &[run], piece.0)?;
         talk.spoke = Instant::now();
         self.sent(talk, piece, sent)
     }
@@ -739,10 +735,7 @@ fn push_pages<S: PageStore>(
     inputs: &Sender<Input>,
 ) -> S {
     while let Ok(Job { piece, runs }) = orders.recv() {
-        let mut read = |runs: &[PageRun], buffer: &mut [u8], failed: &mut Vec<PageRun>| {
-            store.read(runs, buffer, failed).map_err(Error::workload)
-        };
-        let (input, lost) = match sender.piece(&mut read, &runs, piece.0) {
+        let (input, lost) = match sender.piece(&mut store, &runs, piece.0) {
             Ok(sent) => (Input::Pushed(piece, sent), false),
             Err(error) => (Input::Lost(error), true),
         };

@@ -15,7 +15,6 @@ use whimbrel_policy::PageRun;
 
 use super::book::{Book, Record, FIRST};
 use super::log::{Contents, Log};
-use super::waiters::Waiters;
 use super::{give_up, PagerError, PagerResources, ProcessPager, Result, State};
 use crate::container::{self, Identity, Keeper};
 use crate::layout::Span;
@@ -65,19 +64,9 @@ impl Armament<'_> {
         let mut book = Book::default();
         book.apply(&first)?;
         let path: PathBuf = self.container.directory.join(LOG);
-        let state = State {
-            book,
-            log: Log::create(&path, &first)?,
-            uffds: BTreeMap::from([(FIRST, Arc::new(self.uffd))]),
-            next_space: FIRST + 1,
-            keeper: self.keeper,
-            waiters: Waiters::new(),
-            grown: false,
-            starving: None,
-            breather: None,
-            paused: false,
-            finished: false,
-        };
+        let log = Log::create(&path, &first)?;
+        let uffds = BTreeMap::from([(FIRST, Arc::new(self.uffd))]);
+        let state = State::new(book, log, uffds, FIRST + 1, self.keeper);
         let pager = ProcessPager::new(state, self.process, self.container)?;
         Ok((pager, PagerResources { log: path }))
     }
@@ -187,18 +176,6 @@ fn rebuild(contents: Contents, keeper: &Keeper) -> Result<Option<State>> {
             uffds.insert(*space, Arc::new(Uffd::from(fd)));
         }
     }
-    let state = State {
-        book,
-        log: contents.log,
-        uffds,
-        next_space,
-        keeper: keeper.clone(),
-        waiters: Waiters::new(),
-        grown: false,
-        starving: None,
-        breather: None,
-        paused: false,
-        finished: false,
-    };
+    let state = State::new(book, contents.log, uffds, next_space, keeper.clone());
     Ok(Some(state))
 }

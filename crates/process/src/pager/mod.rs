@@ -115,6 +115,23 @@ struct State {
 }
 
 impl State {
+    /// With nothing under way and nobody who waits.
+    fn new(book: Book, log: Log, uffds: BTreeMap<u32, Arc<Uffd>>, next_space: u32, keeper: Keeper) -> State {
+        State {
+            book,
+            log,
+            uffds,
+            next_space,
+            keeper,
+            waiters: Waiters::new(),
+            grown: false,
+            starving: None,
+            breather: None,
+            paused: false,
+            finished: false,
+        }
+    }
+
     /// Writes a record down and carries it out; tells what is not wanted any more.
     fn record(&mut self, record: &Record, tell: Tell<'_>) -> Result<()> {
         // A log that cannot be written is of no use to whoever comes after us; what the kernel has told counts nevertheless.
