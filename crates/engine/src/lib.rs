@@ -21,6 +21,7 @@ mod serve;
 pub mod source;
 mod source_switch;
 pub mod summary;
+pub mod waiters;
 
 pub use contract::{Left, Mode, Never, News, Outcome, PageStore, Pager, Recover, Replica, Tell, Workload};
 pub use destination::{Incoming, ReceiveOptions, Reception};

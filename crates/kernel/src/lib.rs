@@ -8,6 +8,7 @@ pub mod fd;
 pub mod features;
 pub mod frames;
 pub mod freezer;
+pub mod identity;
 pub mod maps;
 pub mod memory;
 pub mod namespace;

@@ -24,7 +24,7 @@ pub use landing::blank_landing;
 use landing::Landing;
 
 use crate::error::{Error, Result};
-use crate::ptrace::{self, Regs, Stop};
+use crate::ptrace::{self, Regs, Stop, Stopped};
 use crate::{maps, memory};
 
 /// What a batch ends with: nobody uses it without a terminal, and by default it does nothing.
@@ -65,6 +65,30 @@ pub fn find_syscall(code: &[u8]) -> Option<u64> {
     code.windows(2)
         .position(|pair| pair == [0x0f, 0x05])
         .map(|at| at as u64)
+}
+
+/// Stops the leader of process `pid` for as long as `work` takes, and lets it make system calls for us. Our death meanwhile does it
+/// no harm.
+///
+/// # Errors
+/// Those of `work`; EPERM: another tracer has it.
+pub fn with_leader<T>(pid: i32, work: impl FnOnce(&mut Remote) -> Result<T>) -> Result<T> {
+    let stopped = Stopped::stop_leader(pid)?;
+    let done = with_stopped(pid, pid, work);
+    stopped.detach();
+    done
+}
+
+/// The same with thread `tid`, which is stopped already.
+pub fn with_stopped<T>(pid: i32, tid: i32, work: impl FnOnce(&mut Remote) -> Result<T>) -> Result<T> {
+    let vmas = maps::read(pid)?;
+    let mut remote = Remote::new(pid, tid, find_gadget(pid, &vmas)?)?;
+    remote.secure(&vmas)?;
+    let done = work(&mut remote);
+    remote.restore()?;
+    // Out of the single step's stop, so that our death delivers nothing.
+    ptrace::park(&[tid])?;
+    done
 }
 
 /// A stopped thread that runs system calls for us. Its own registers and mask come back with [`Remote::restore`].

@@ -9,9 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Error, Result};
-use crate::ptrace::{self, Stopped};
+use crate::pidfd;
 use crate::remote::{self, Remote};
-use crate::{maps, pidfd};
 
 /// Features that [`Uffd::api`] can ask for (`UFFD_FEATURE_*`).
 pub mod feature {
@@ -435,28 +434,49 @@ fn parse_event(bytes: &[u8]) -> Result<Event> {
     }
 }
 
-/// Makes a userfaultfd in the process `pid`: stops its leader for less than a millisecond, runs userfaultfd(2) there,
-/// fetches the descriptor and closes it inside.
-pub fn inject(pid: i32, features: u64, flags: u64) -> Result<Uffd> {
-    let stopped = Stopped::stop_leader(pid)?;
-    let uffd = inject_stopped(pid, pid, flags);
-    stopped.detach();
-    let uffd = uffd?;
-    uffd.api(features)?;
-    Ok(uffd)
+/// How a userfaultfd is made in another process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Injection {
+    /// [`feature`]s.
+    pub features: u64,
+    /// 0 or [`USER_MODE_ONLY`].
+    pub flags: u64,
+    /// A descriptor of `/dev/userfaultfd` that the process has: for one that may not call userfaultfd(2) itself.
+    pub device: Option<i32>,
+    /// Leaves the descriptor open inside, so that nothing ends with us.
+    pub keep: bool,
 }
 
-/// The same by a thread that is stopped already. [`Uffd::api`] comes next.
-pub fn inject_stopped(pid: i32, tid: i32, flags: u64) -> Result<Uffd> {
-    let vmas = maps::read(pid)?;
-    let process = pidfd::open(pid)?;
-    let mut remote = Remote::new(pid, tid, remote::find_gadget(pid, &vmas)?)?;
-    remote.secure(&vmas)?;
-    let taken = take_out(&mut remote, process.as_fd(), flags);
-    remote.restore()?;
-    // Out of the single step's stop, so that our death delivers nothing.
-    ptrace::park(&[tid])?;
-    taken
+/// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd` (Linux 6.1).
+const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
+
+/// Makes a userfaultfd in the process `pid`: stops its leader for less than a millisecond, runs userfaultfd(2) there,
+/// fetches the descriptor and closes it inside unless it is to be kept. The number that it has there comes with it.
+pub fn inject(pid: i32, how: Injection) -> Result<(Uffd, i32)> {
+    remote::with_leader(pid, |remote| make(remote, how))
+}
+
+/// The same by a thread that is stopped already.
+pub fn inject_stopped(pid: i32, tid: i32, how: Injection) -> Result<(Uffd, i32)> {
+    remote::with_stopped(pid, tid, |remote| make(remote, how))
+}
+
+fn make(remote: &mut Remote, how: Injection) -> Result<(Uffd, i32)> {
+    let process = pidfd::open(remote.pid())?;
+    let flags = open_flags(how.flags);
+    let inside = match how.device {
+        None => remote.call("userfaultfd", libc::SYS_userfaultfd, &[flags])?,
+        Some(device) => {
+            let args = [device as u64, USERFAULTFD_IOC_NEW, flags];
+            remote.call("ioctl(USERFAULTFD_IOC_NEW)", libc::SYS_ioctl, &args)?
+        }
+    };
+    let uffd = pidfd::getfd(process.as_fd(), inside as i32).map(Uffd::from);
+    let ready = uffd.and_then(|uffd| uffd.api(how.features).map(|()| uffd));
+    if ready.is_err() || !how.keep {
+        remote.call("close", libc::SYS_close, &[inside])?;
+    }
+    Ok((ready?, inside as i32))
 }
 
 /// The same by a thread that is driven already: makes one there, fetches it, and closes it inside. [`Uffd::api`] comes next.

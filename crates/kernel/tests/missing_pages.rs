@@ -4,13 +4,22 @@
 mod puppet;
 
 use puppet::{Puppet, PAGE};
-use whimbrel_kernel::uffd::{self, feature, mode, Event, Uffd};
+use whimbrel_kernel::uffd::{self, feature, mode, Event, Injection, Uffd};
+
+/// A userfaultfd of another process.
+fn injected(pid: i32, features: u64) -> whimbrel_kernel::error::Result<Uffd> {
+    let how = Injection {
+        features,
+        ..Injection::default()
+    };
+    uffd::inject(pid, how).map(|(uffd, _)| uffd)
+}
 
 /// A puppet with 16 pages whose absence is served.
 fn served(features: u64) -> (Puppet, Uffd, u64) {
     let mut puppet = Puppet::new();
     let start = puppet.map(16 * PAGE);
-    let uffd = uffd::inject(puppet.pid, features, 0).unwrap();
+    let uffd = injected(puppet.pid, features).unwrap();
     uffd.register(start, 16 * PAGE, mode::MISSING).unwrap();
     (puppet, uffd, start)
 }
@@ -161,7 +170,7 @@ fn a_page_of_a_memfd_that_is_not_mapped_is_a_minor_fault() {
     let (fd, writer) = puppet.map_memfd(name, 2 * PAGE);
     puppet.store(writer, 9);
     let start = puppet.map_fd(fd, 2 * PAGE);
-    let uffd = uffd::inject(puppet.pid, feature::MINOR_SHMEM, 0).unwrap();
+    let uffd = injected(puppet.pid, feature::MINOR_SHMEM).unwrap();
     uffd.register(start, 2 * PAGE, mode::MINOR).unwrap();
     puppet.begin(3, &[start]);
     assert!(matches!(wait_event(&uffd), Event::Fault { flags: 4, .. }));

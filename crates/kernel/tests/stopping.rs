@@ -272,7 +272,9 @@ fn a_tracer_may_be_killed_at_each_step_of_its_questions() {
 #[test]
 fn a_tracer_may_be_killed_at_each_step_while_a_userfaultfd_is_made() {
     let (mut puppet, words) = counting(1);
-    let steps = kill_at_each_step(&mut puppet, &words, |pid| drop(uffd::inject(pid, 0, 0).unwrap()));
+    let steps = kill_at_each_step(&mut puppet, &words, |pid| {
+        drop(uffd::inject(pid, uffd::Injection::default()).unwrap())
+    });
     println!("killed at {steps} steps");
     assert!(steps > 100);
 }

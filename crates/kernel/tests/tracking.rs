@@ -7,8 +7,17 @@ use std::os::fd::AsFd;
 
 use puppet::{Puppet, PAGE};
 use whimbrel_kernel::pagemap::{category, Pagemap, Region, ScanArgs};
-use whimbrel_kernel::uffd::{self, feature, mode, Uffd};
+use whimbrel_kernel::uffd::{self, feature, mode, Injection, Uffd};
 use whimbrel_kernel::{memory, pidfd};
+
+/// A userfaultfd of another process.
+fn injected(pid: i32, features: u64) -> whimbrel_kernel::error::Result<Uffd> {
+    let how = Injection {
+        features,
+        ..Injection::default()
+    };
+    uffd::inject(pid, how).map(|(uffd, _)| uffd)
+}
 
 /// A puppet with tracked memory.
 struct Tracked {
@@ -31,7 +40,7 @@ impl Tracked {
     }
 
     fn of(puppet: Puppet, start: u64, pages: u64) -> Tracked {
-        let uffd = uffd::inject(puppet.pid, feature::TRACK_WRITES, 0).unwrap();
+        let uffd = injected(puppet.pid, feature::TRACK_WRITES).unwrap();
         uffd.register(start, pages * PAGE, mode::WP).unwrap();
         let pagemap = Pagemap::open(puppet.pid).unwrap();
         Tracked {
@@ -261,7 +270,7 @@ fn registering_again_keeps_what_was_written() {
 #[test]
 fn only_one_userfaultfd_can_have_a_mapping() {
     let tracked = Tracked::new(8);
-    let other = uffd::inject(tracked.puppet.pid, feature::TRACK_WRITES, 0).unwrap();
+    let other = injected(tracked.puppet.pid, feature::TRACK_WRITES).unwrap();
     let error = other.register(tracked.start, PAGE, mode::WP).unwrap_err();
     assert_eq!(error.errno(), Some(libc::EBUSY));
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use whimbrel_kernel::maps::Vma;
 use whimbrel_kernel::pagemap::{category, flag, Pagemap, Region, ScanArgs};
 use whimbrel_kernel::pidfd;
-use whimbrel_kernel::uffd::{self, Uffd};
+use whimbrel_kernel::uffd::{self, Injection, Uffd};
 use whimbrel_policy::{PageRun, Pages, SpaceId, PAGE_SIZE};
 
 use crate::layout::{push_span, Span, ADDRESS_MAX};
@@ -90,9 +90,11 @@ impl Tracker {
     /// # Errors
     /// The process cannot be traced, or this kernel cannot track (Linux 6.7 is needed).
     pub fn arm(&mut self) -> Result<()> {
-        let uffd = uffd::inject_stopped(self.pid, self.pid, 0)?;
-        uffd.api(uffd::feature::TRACK_WRITES)?;
-        self.uffd = Some(uffd);
+        let how = Injection {
+            features: uffd::feature::TRACK_WRITES,
+            ..Injection::default()
+        };
+        self.uffd = Some(uffd::inject_stopped(self.pid, self.pid, how)?.0);
         Ok(())
     }
 

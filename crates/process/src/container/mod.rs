@@ -35,8 +35,9 @@ pub use create::{Command, Container, Keeper, Options, Plan, Started};
 pub use frames::Frames;
 pub use network::{announce, announce_repeatedly, unlock, Introduction, Lock, ANNOUNCE_PAUSES};
 pub use registry::{note_trouble, Entry, Exit, Phase, Registry};
-pub use resources::{end, note_started, Identity, NetworkResources, Resources};
+pub use resources::{end, note_started, NetworkResources, Resources};
 pub use spec::{Address, ContainerSpec, NetworkSpec, Route};
+pub use whimbrel_kernel::identity::Identity;
 
 /// What can go wrong with a container: one sentence each.
 #[derive(Debug, thiserror::Error)]

@@ -9,21 +9,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::netlink::{Mac, Netlink};
-use whimbrel_kernel::proc;
 
-use super::{network, registry, Address, Error, Result};
+use super::{network, registry, Address, Error, Identity, Result};
 
 /// How long killed processes may take to be gone.
 const DEATH_WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// A process that is not mistaken for another one that got its number later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Its number in the controller's PID namespace.
-    pub pid: i32,
-    /// When it began, in clock ticks since boot (field 22 of /proc/PID/stat, man 5 proc).
-    pub start_time: u64,
-}
 
 /// Everything that a container consists of outside of its processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,24 +43,6 @@ pub struct NetworkResources {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<Address>,
-}
-
-impl Identity {
-    /// Of the process that has this number now.
-    pub fn of(pid: i32) -> Result<Self> {
-        Ok(Self {
-            pid,
-            start_time: proc::start_time_ticks(pid)?,
-        })
-    }
-
-    /// Whether it still runs: neither gone, nor a zombie, nor another process.
-    pub fn is_alive(&self) -> bool {
-        let Ok(stat) = proc::Stat::read(self.pid) else {
-            return false;
-        };
-        stat.start_time_ticks() == Some(self.start_time) && !matches!(stat.state, 'Z' | 'X')
-    }
 }
 
 /// Ends a container and leaves nothing behind: whatever still runs in it is killed without a word to its peers. For a

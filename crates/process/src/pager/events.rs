@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use whimbrel_engine::waiters::Waiter;
 use whimbrel_engine::{News, Tell};
 use whimbrel_kernel::fd;
 use whimbrel_kernel::freezer::Group;
@@ -14,7 +15,6 @@ use whimbrel_policy::PAGE_SIZE;
 
 use super::book::{Piece, Record};
 use super::place::Filled;
-use super::waiters::Waiter;
 use super::{page_at, ProcessPager, Result, State};
 use crate::layout::{Span, ADDRESS_MAX};
 

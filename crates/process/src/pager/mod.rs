@@ -13,7 +13,6 @@ mod events;
 pub mod lineage;
 mod log;
 mod place;
-mod waiters;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use whimbrel_engine::waiters::Waiters;
 use whimbrel_engine::{News, Pager, Tell};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::uffd::Uffd;
@@ -36,7 +36,6 @@ use crate::container::{self, Keeper};
 use crate::tracker::PRIVATE;
 use book::{Book, Record};
 use log::Log;
-use waiters::Waiters;
 
 pub(crate) use arm::{occupied, Armament};
 

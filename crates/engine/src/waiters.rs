@@ -1,4 +1,4 @@
-//! Threads that wait for a page, and how long they did.
+//! Threads that wait for a page, and how long they did: for whoever writes a [`crate::Pager`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,12 +10,16 @@ use whimbrel_wire::{FaultTimes, Latency};
 
 /// A thread that has touched a page that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Waiter {
+pub struct Waiter {
+    /// The address space that it waits in.
     pub space: u32,
     /// Of the page.
     pub address: u64,
+    /// It wants to write.
     pub write: bool,
+    /// Its number.
     pub thread: u32,
+    /// Since when.
     pub since: Instant,
     /// The page of the source, once it was asked for.
     pub told: Option<Page>,
@@ -23,7 +27,7 @@ pub(super) struct Waiter {
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Waiters {
+pub struct Waiters {
     /// Nobody knows yet what they wait for.
     pub undecided: Vec<Waiter>,
     /// They wait for a page of the source.
@@ -34,7 +38,14 @@ pub(super) struct Waiters {
     begun: Instant,
 }
 
+impl Default for Waiters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Waiters {
+    /// Nobody waits, and time begins.
     pub fn new() -> Waiters {
         Waiters {
             undecided: Vec::new(),
@@ -116,6 +127,7 @@ impl Waiters {
             .collect()
     }
 
+    /// Who was told of, as a repetition.
     pub fn faults(&self) -> Vec<Fault> {
         let fault = |waiter: &Waiter| {
             Some(Fault {
@@ -127,6 +139,7 @@ impl Waiters {
         self.waiting.iter().filter_map(fault).collect()
     }
 
+    /// How long they waited up to now.
     pub fn times(&self) -> FaultTimes {
         let mut threads: Vec<(u32, &Latencies)> = self
             .threads
