@@ -13,9 +13,17 @@ use crate::error::{Error, Result};
 /// # Errors
 /// What lseek(2) gives.
 pub fn data_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
+    data_ranges_in(file, 0..size)
+}
+
+/// The same for a part of the file; ranges are cut where the part ends.
+///
+/// # Errors
+/// What lseek(2) gives.
+pub fn data_ranges_in(file: &File, part: std::ops::Range<u64>) -> Result<Vec<(u64, u64)>> {
     let mut ranges = Vec::new();
-    let mut at = 0;
-    while at < size {
+    let mut at = part.start;
+    while at < part.end {
         let Some(start) = seek(file, at, libc::SEEK_DATA)? else {
             break;
         };
@@ -23,7 +31,7 @@ pub fn data_ranges(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
         let Some(end) = seek(file, start, libc::SEEK_HOLE)? else {
             break;
         };
-        let end = end.min(size);
+        let end = end.min(part.end);
         if start >= end {
             break;
         }

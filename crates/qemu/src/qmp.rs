@@ -135,6 +135,11 @@ impl Qmp {
         &self.path
     }
 
+    /// The connection, to look who is at its other end.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// The version of QEMU: (major, minor, micro).
     pub fn version(&self) -> (u32, u32, u32) {
         self.version
