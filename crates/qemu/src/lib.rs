@@ -2,4 +2,5 @@
 //! QEMU, 7.2 and newer. The files are listed in ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 pub mod qmp;
