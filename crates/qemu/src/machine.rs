@@ -111,46 +111,50 @@ impl Machine {
         Ok(status["running"] == true)
     }
 
-    /// Its memory, and how its devices' state is to be written.
+    /// How the state of its devices is to be written. The main memory decides: if it is shared, QEMU can leave it out by itself, the newest releases
+    /// only if it has a name.
     ///
     /// # Errors
-    /// Memory that cannot be moved.
-    pub fn memory(&mut self) -> Result<(Way, Vec<Block>)> {
-        let Blocks { placed, unplaced } = blocks::find(&mut self.qmp, self.process.pid)?;
-        for block in &placed {
-            if block.page_bytes != whimbrel_policy::PAGE_SIZE {
-                return Err(MachineError::refused(format!(
-                    "memory block {} of the machine lies in huge pages of {} bytes (hugetlbfs), which cannot be tracked; start it with ordinary memory and transparent huge pages",
-                    block.name, block.page_bytes
-                )));
-            }
-        }
-        let way = self.way(&placed)?;
-        match way {
-            Way::IgnoreShared => Ok((way, placed.into_iter().filter(Block::is_shared).collect())),
-            Way::DevicesOnly => {
-                let hidden = self.hidden(&placed, unplaced)?;
-                Ok((way, placed.into_iter().chain(hidden).collect()))
-            }
-        }
-    }
-
-    /// The main memory decides: if it is shared, QEMU can leave it out by itself. The newest releases do so only if it has a name.
-    fn way(&mut self, placed: &[Block]) -> Result<Way> {
-        let Some(main) = placed.iter().max_by_key(|block| block.bytes) else {
-            return Err(MachineError::refused("the machine has no memory that could be found"));
-        };
+    /// The monitor fails.
+    pub fn way(&mut self) -> Result<Way> {
+        let placed = blocks::find(&mut self.qmp, self.process.pid)?.placed;
         let by_name = self.qmp.version() >= NAMED_SINCE;
         let arguments = Arguments::of_process(self.pid()).ok();
         let has_name = arguments.is_some_and(|arguments| {
             let mut backends = arguments.memory().into_iter();
             backends.any(|backend| backend.mem_path.is_some())
         });
-        let fits = main.is_shared() && (!by_name || has_name);
+        let main = placed.iter().max_by_key(|block| block.bytes);
+        let fits = main.is_some_and(Block::is_shared) && (!by_name || has_name);
         Ok(match fits && knows_ignore_shared(&mut self.qmp)? {
             true => Way::IgnoreShared,
             false => Way::DevicesOnly,
         })
+    }
+
+    /// The memory that we carry.
+    ///
+    /// # Errors
+    /// Memory that cannot be moved.
+    pub fn memory(&mut self, way: Way) -> Result<Vec<Block>> {
+        let Blocks { placed, unplaced } = blocks::find(&mut self.qmp, self.process.pid)?;
+        let all: Vec<Block> = match way {
+            Way::IgnoreShared => placed.into_iter().filter(Block::is_shared).collect(),
+            Way::DevicesOnly => {
+                let hidden = self.hidden(&placed, unplaced)?;
+                placed.into_iter().chain(hidden).collect()
+            }
+        };
+        if let Some(huge) = all.iter().find(|block| block.page_bytes != whimbrel_policy::PAGE_SIZE) {
+            return Err(MachineError::refused(format!(
+                "memory block {} of the machine lies in huge pages of {} bytes (hugetlbfs), which cannot be tracked; start it with ordinary memory and transparent huge pages",
+                huge.name, huge.page_bytes
+            )));
+        }
+        match all.is_empty() {
+            true => Err(MachineError::refused("the machine has no memory that could be found")),
+            false => Ok(all),
+        }
     }
 
     /// Blocks that the guest does not see just now, by the size of their mapping.
@@ -197,7 +201,8 @@ impl Machine {
         self.check_status()?;
         self.check_arguments()?;
         self.check_blockers()?;
-        let (_, blocks) = self.memory()?;
+        let way = self.way()?;
+        let blocks = self.memory(way)?;
         self.check_watchers(&blocks)
     }
 
@@ -228,10 +233,7 @@ impl Machine {
         ))?;
         let unfit = arguments.unfit();
         match unfit.iter().find(|unfit| unfit.severity == Severity::Moves) {
-            Some(unfit) => Err(MachineError::refused(format!(
-                "the machine has {}, {}: {}",
-                unfit.option, unfit.what, unfit.cure
-            ))),
+            Some(unfit) => Err(MachineError::refused(format!("the machine cannot move: {unfit}"))),
             None => Ok(()),
         }
     }

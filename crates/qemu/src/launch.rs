@@ -1,0 +1,264 @@
+//! The destination's QEMU: started so that it waits for its state, with a monitor of our own.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use whimbrel_kernel::identity::Identity;
+use whimbrel_kernel::{pidfd, spawn};
+
+use crate::arguments::{Arguments, BackendKind, Plan};
+use crate::device_state::Settings;
+use crate::error::{MachineError, Result};
+use crate::machine::Machine;
+use crate::pager::PagerResources;
+use crate::qmp::QmpError;
+use crate::source::kill;
+use crate::spec::MachineSpec;
+
+/// How long QEMU may take until its monitor answers: it may allocate all of its memory before.
+const START_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How much of QEMU's log an error shows, in bytes.
+const LOG_TAIL: usize = 600;
+/// Files in a machine's directory.
+const MONITOR: &str = "monitor";
+const LOG: &str = "log";
+const PID: &str = "pid";
+const TROUBLE: &str = "trouble";
+/// Names of memory files begin with it.
+const RAM_PREFIX: &str = "whimbrel-";
+
+/// What is needed to start or discard a machine that arrives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineResources {
+    /// Its directory, with monitor and log.
+    pub directory: PathBuf,
+    /// QEMU, once it was started.
+    pub process: Option<Identity>,
+    /// Files that its memory was in; they have no name any more when it is ready.
+    pub ram_files: Vec<PathBuf>,
+    /// It is to run.
+    pub running: bool,
+    /// The settings of its migration, to be put back.
+    pub settings: Option<Settings>,
+    /// Pages that come after its start.
+    pub pager: Option<PagerResources>,
+}
+
+impl MachineResources {
+    /// Nothing exists yet.
+    pub fn new(directory: PathBuf) -> MachineResources {
+        MachineResources {
+            directory,
+            process: None,
+            ram_files: Vec::new(),
+            running: false,
+            settings: None,
+            pager: None,
+        }
+    }
+
+    /// The socket of our monitor.
+    pub fn monitor(&self) -> PathBuf {
+        self.directory.join(MONITOR)
+    }
+
+    /// QEMU's process as far as anybody knows: a controller may have died right after it had started it.
+    fn process(&self) -> Option<Identity> {
+        let noted = || {
+            let pid: i32 = fs::read_to_string(self.directory.join(PID)).ok()?.trim().parse().ok()?;
+            let arguments = Arguments::of_process(pid).ok()?;
+            let monitor = self.monitor();
+            let ours = arguments.words().iter().any(|word| word.contains(monitor.to_string_lossy().as_ref()));
+            ours.then(|| Identity::of(pid).ok()).flatten()
+        };
+        self.process.or_else(noted).filter(Identity::is_alive)
+    }
+
+    /// Leaves a sentence where the machine's user will look for it.
+    pub fn note_trouble(&self, sentence: &str) -> Result<()> {
+        let path = self.directory.join(TROUBLE);
+        fs::write(&path, sentence).map_err(MachineError::file("write", path))
+    }
+
+    /// Ends QEMU and removes what belongs to it. Idempotent.
+    pub fn discard(&self) -> Result<()> {
+        if let Some(process) = self.process() {
+            let pidfd = pidfd::open(process.pid)?;
+            if process.is_alive() {
+                kill(pidfd.as_fd(), process.pid)?;
+            }
+        }
+        for file in &self.ram_files {
+            remove(fs::remove_file(file), file)?;
+        }
+        remove(fs::remove_dir_all(&self.directory), &self.directory)
+    }
+}
+
+fn remove(removed: io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(MachineError::file("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the directories of machines that have ended. Those that say why they had to be ended stay until the host is started anew.
+///
+/// # Errors
+/// The directory of machines cannot be read.
+pub fn sweep(machines: &Path) -> Result<()> {
+    let entries = match fs::read_dir(machines) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(MachineError::file("read", machines)(e)),
+    };
+    for entry in entries.flatten() {
+        let resources = MachineResources::new(entry.path());
+        let is_noted = entry.path().join(PID).exists();
+        if is_noted && resources.process().is_none() && !entry.path().join(TROUBLE).exists() {
+            remove(fs::remove_dir_all(entry.path()), &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts the machine that `spec` describes, by the user's `command` or from the source's own command line, and connects to its monitor.
+/// `resources` say what exists even on failure.
+///
+/// # Errors
+/// It does not start; what QEMU says about it is in the sentence.
+pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineResources) -> Result<Machine> {
+    let directory = resources.directory.clone();
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory);
+    made.map_err(MachineError::file("make", &directory))?;
+    let (mut start, log) = match command {
+        Some(command) => by_command(spec, command, resources)?,
+        None => by_arguments(spec, resources)?,
+    };
+    let log_file = File::create(&log).map_err(MachineError::file("make", &log))?;
+    let second = log_file.try_clone().map_err(MachineError::file("open", &log))?;
+    start.stdin(Stdio::null()).stdout(log_file).stderr(second);
+    let mut child = spawn::Setup::new().session().spawn(&mut start)?;
+    let noted = fs::write(directory.join(PID), child.id().to_string());
+    noted.map_err(MachineError::file("write", directory.join(PID)))?;
+    let machine = connect(&mut child, resources, &log, command.is_some());
+    // It may outlive us, and somebody has to wait for it as long as it does not.
+    let reaper = thread::Builder::new().name("machine".into()).spawn(move || child.wait());
+    drop(reaper);
+    let machine = machine?;
+    resources.process = Some(machine.process);
+    let noted = fs::write(directory.join(PID), machine.pid().to_string());
+    noted.map_err(MachineError::file("write", directory.join(PID)))?;
+    // QEMU has them open: without a name they go with it.
+    for file in std::mem::take(&mut resources.ram_files) {
+        remove(fs::remove_file(&file), &file)?;
+    }
+    Ok(machine)
+}
+
+fn by_command(spec: &MachineSpec, command: &str, resources: &MachineResources) -> Result<(Command, PathBuf)> {
+    let monitor = resources.monitor();
+    let text = command.replace("{monitor}", &monitor.to_string_lossy());
+    let mut start = Command::new("/bin/sh");
+    start.args(["-c", &text]);
+    start.env("WHIMBREL_MONITOR", &monitor).env("WHIMBREL_MACHINE", &spec.name);
+    Ok((start, resources.directory.join(LOG)))
+}
+
+fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<(Command, PathBuf)> {
+    let arguments = Arguments::parse(spec.arguments.clone());
+    let id = resources.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut ram_files = BTreeMap::new();
+    for backend in arguments.memory().into_iter().filter(|backend| backend.kind == BackendKind::File) {
+        let Some(path) = backend.mem_path.map(|path| spec.absolute(&path)).filter(|path| !path.is_dir()) else {
+            continue;
+        };
+        let clean: String = backend.id.chars().filter(char::is_ascii_alphanumeric).collect();
+        let parent = path.parent().unwrap_or(Path::new("/dev/shm"));
+        ram_files.insert(backend.id, parent.join(format!("{RAM_PREFIX}{id}-{clean}")));
+    }
+    resources.ram_files = ram_files.values().cloned().collect();
+    let plan = Plan {
+        monitor: resources.monitor(),
+        pid_file: resources.directory.join("qemu.pid"),
+        ram_files,
+    };
+    let words = arguments.for_destination(&plan);
+    let (user, group, groups) = &spec.owner;
+    // One that gives its rights up by itself is started with ours.
+    let by_itself = words.iter().any(|word| matches!(word.trim_start_matches('-'), "runas" | "run-with"));
+    let mut start = match (*user, by_itself) {
+        (0, _) | (_, true) => Command::new(arguments.program()),
+        _ => {
+            let owned = std::os::unix::fs::chown(&resources.directory, Some(*user), Some(*group));
+            owned.map_err(MachineError::file("give away", &resources.directory))?;
+            let mut start = Command::new("setpriv");
+            start.arg(format!("--reuid={user}")).arg(format!("--regid={group}"));
+            match groups.is_empty() {
+                true => start.arg("--clear-groups"),
+                false => {
+                    let list: Vec<String> = groups.iter().map(u32::to_string).collect();
+                    start.arg(format!("--groups={}", list.join(",")))
+                }
+            };
+            start.arg("--").arg(arguments.program());
+            start
+        }
+    };
+    start.args(words.get(1..).unwrap_or_default());
+    if spec.directory.is_dir() {
+        start.current_dir(&spec.directory);
+    }
+    Ok((start, resources.directory.join(LOG)))
+}
+
+/// Waits until the monitor answers, or its process has ended without one.
+fn connect(child: &mut Child, resources: &MachineResources, log: &Path, may_end: bool) -> Result<Machine> {
+    let deadline = Instant::now() + START_MAX;
+    loop {
+        let ended = child.try_wait().map_err(MachineError::file("wait for", "QEMU"))?;
+        match Machine::attach(&resources.monitor()) {
+            Ok(machine) => return Ok(machine),
+            Err(MachineError::Qmp(QmpError::Connect { .. } | QmpError::Silent { .. } | QmpError::Lost { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(status) = ended.filter(|status| !may_end || !status.success()) {
+            return Err(MachineError::refused(format!("the destination's QEMU did not start ({status}): {}", tail(log))));
+        }
+        if Instant::now() >= deadline {
+            return Err(MachineError::refused(format!(
+                "the destination's QEMU has made no monitor at {} for {} s: {}",
+                resources.monitor().display(),
+                START_MAX.as_secs(),
+                tail(log)
+            )));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The last that QEMU wrote, as one line.
+pub(crate) fn tail(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let last = bytes.get(bytes.len().saturating_sub(LOG_TAIL)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(last);
+    let clean: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match clean.is_empty() {
+        true => "it wrote nothing".to_owned(),
+        false => clean.join(" / "),
+    }
+}
+
+/// The same of a machine.
+pub(crate) fn log_tail(resources: &MachineResources) -> String {
+    tail(&resources.directory.join(LOG))
+}
