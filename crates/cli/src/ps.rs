@@ -1,11 +1,13 @@
 //! `whimbrel ps`: what runs here.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use serde::Serialize;
 use whimbrel_engine::journal::{Listed, Role, State};
 use whimbrel_process::container::{Entry, Exit, Phase, Registry};
+use whimbrel_qemu::running::{self, Running};
 
 use crate::args::PsArgs;
 use crate::host;
@@ -15,6 +17,7 @@ use crate::host;
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Line<'a> {
     Workload(&'a Row),
+    Machine(&'a Machine),
     Migration(&'a Moving),
 }
 
@@ -33,6 +36,21 @@ struct Row {
     since: u64,
     addresses: Vec<String>,
     command: Vec<String>,
+}
+
+/// One QEMU machine, which `run` did not start.
+#[derive(Debug, Serialize)]
+struct Machine {
+    name: String,
+    pid: i32,
+    /// Unix sockets of its monitors in control mode.
+    monitors: Vec<PathBuf>,
+    /// What `migrate` calls it, if it can move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload: Option<String>,
+    /// Why it cannot move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// One migration that is not over.
@@ -57,17 +75,21 @@ const GIVEN_UP: &str = "given up";
 const SERVING: &str = "serving";
 const FETCHING: &str = "running here, fetching";
 
+/// Why a machine cannot move that nobody can talk to.
+const NO_MONITOR: &str = "no monitor: start it with -qmp unix:PATH,server=on,wait=off";
+
 /// Lists.
 pub fn run(args: &PsArgs) -> anyhow::Result<()> {
     host::tidy();
     let mut entries = Registry::of_host().list()?;
     entries.retain(|entry| args.all || entry.phase != Phase::Ended);
     let rows: Vec<Row> = entries.into_iter().map(row).collect();
+    let machines: Vec<Machine> = running::list().into_iter().map(machine).collect();
     let migrations: Vec<Moving> = host::journals().list()?.into_iter().map(moving).collect();
     let text = if args.json {
-        json(&rows, &migrations)?
+        json(&rows, &machines, &migrations)?
     } else {
-        table(&rows) + &troubles(&rows) + &migration_table(&migrations)
+        table(&rows) + &troubles(&rows) + &machine_table(&machines) + &migration_table(&migrations)
     };
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write the list"),
@@ -92,6 +114,25 @@ fn row(entry: Entry) -> Row {
         since: entry.since,
         addresses: network.iter().map(ToString::to_string).collect(),
         command: entry.spec.command,
+    }
+}
+
+fn machine(running: Running) -> Machine {
+    let workload = running
+        .monitors
+        .first()
+        .map(|monitor| format!("qemu:{}", monitor.display()));
+    let reason = match (&running.unfit, &workload) {
+        (Some(unfit), _) => Some(unfit.to_string()),
+        (None, None) => Some(NO_MONITOR.to_owned()),
+        (None, Some(_)) => None,
+    };
+    Machine {
+        name: running.name,
+        pid: running.pid,
+        monitors: running.monitors,
+        workload: workload.filter(|_| reason.is_none()),
+        reason,
     }
 }
 
@@ -121,17 +162,39 @@ fn moving(listed: Listed) -> Moving {
     }
 }
 
-fn json(rows: &[Row], migrations: &[Moving]) -> anyhow::Result<String> {
+fn json(rows: &[Row], machines: &[Machine], migrations: &[Moving]) -> anyhow::Result<String> {
     let mut text = String::new();
     for line in rows
         .iter()
         .map(Line::Workload)
+        .chain(machines.iter().map(Line::Machine))
         .chain(migrations.iter().map(Line::Migration))
     {
         text += &serde_json::to_string(&line).context("cannot write the list")?;
         text.push('\n');
     }
     Ok(text)
+}
+
+/// Nothing if there is none.
+fn machine_table(machines: &[Machine]) -> String {
+    if machines.is_empty() {
+        return String::new();
+    }
+    let mut lines = vec![["MACHINE", "PID", "STATE", "MONITOR"].map(str::to_owned)];
+    lines.extend(machines.iter().map(|machine| {
+        let (state, words) = match (&machine.workload, &machine.reason) {
+            (Some(workload), _) => ("can move", workload),
+            (None, reason) => ("cannot move", reason.as_ref().unwrap_or(&machine.name)),
+        };
+        [
+            machine.name.clone(),
+            machine.pid.to_string(),
+            state.to_owned(),
+            words.clone(),
+        ]
+    }));
+    format!("\n{}", align(&lines))
 }
 
 /// Nothing if there is none.
@@ -231,6 +294,7 @@ fn align<const N: usize>(lines: &[[String; N]]) -> String {
 mod tests {
     use super::*;
     use whimbrel_engine::journal::Record;
+    use whimbrel_qemu::arguments::{Severity, Unfit};
 
     fn rows() -> Vec<Row> {
         let row = |name: &str, pid, state, exit| Row {
@@ -310,9 +374,52 @@ longer  -    ended, signal 9  10.0.0.2/24  sh -c
         assert_eq!(troubles(&rows()), "longer: it lacked pages\n");
     }
 
+    fn machines() -> Vec<Machine> {
+        let running = |name: &str, monitors: &[&str], unfit| {
+            machine(Running {
+                pid: 7,
+                name: name.to_owned(),
+                monitors: monitors.iter().map(PathBuf::from).collect(),
+                unfit,
+            })
+        };
+        let unfit = Unfit {
+            severity: Severity::Moves,
+            option: "-snapshot".to_owned(),
+            what: "keeps writes here".to_owned(),
+            cure: "use an overlay".to_owned(),
+        };
+        vec![
+            running("shop", &["/run/shop.qmp", "/run/other.qmp"], None),
+            running("db", &[], None),
+            running("lab", &["/run/lab.qmp"], Some(unfit)),
+        ]
+    }
+
+    #[test]
+    fn machines_are_shown_with_what_to_type() {
+        let expected = "
+MACHINE  PID  STATE        MONITOR
+shop     7    can move     qemu:/run/shop.qmp
+db       7    cannot move  no monitor: start it with -qmp unix:PATH,server=on,wait=off
+lab      7    cannot move  -snapshot keeps writes here: use an overlay
+";
+        assert_eq!(machine_table(&machines()), expected);
+        assert_eq!(machine_table(&[]), "");
+        let text = json(&[], &machines(), &[]).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            r#"{"kind":"machine","name":"shop","pid":7,"monitors":["/run/shop.qmp","/run/other.qmp"],"workload":"qemu:/run/shop.qmp"}"#
+        );
+        let lab: serde_json::Value = serde_json::from_str(lines[2]).unwrap();
+        assert_eq!(lab["reason"], "-snapshot keeps writes here: use an overlay");
+        assert!(lab.get("workload").is_none());
+    }
+
     #[test]
     fn json_is_one_object_a_line() {
-        let text = json(&rows(), &[migration()]).unwrap();
+        let text = json(&rows(), &machines(), &[migration()]).unwrap();
         let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(
             (first["name"].as_str(), first["state"].as_str()),
@@ -323,6 +430,6 @@ longer  -    ended, signal 9  10.0.0.2/24  sh -c
             (last["kind"].as_str(), last["attended"].as_bool()),
             (Some("migration"), Some(false))
         );
-        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.lines().count(), 6);
     }
 }

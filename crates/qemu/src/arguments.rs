@@ -236,6 +236,16 @@ impl Arguments {
         unique(paths)
     }
 
+    /// The monitor that whimbrel added when it started the machine here.
+    pub fn own_monitor(&self) -> Option<PathBuf> {
+        self.chardev_socket(MONITOR_ID)
+    }
+
+    /// Whether it went into the background, and away from the directory in which it was started.
+    pub fn daemonizes(&self) -> bool {
+        self.items().any(|item| item.is("daemonize"))
+    }
+
     /// Every unix socket that the machine makes.
     pub fn listening(&self) -> Vec<PathBuf> {
         unique(self.items().filter_map(|item| listening_socket(&item)).collect())

@@ -57,7 +57,7 @@ impl Arguments {
 
     /// A daemon has left the directory in which its relative paths began.
     fn lost_directory(&self) -> Option<Unfit> {
-        if !self.items().any(|item| item.is("daemonize")) {
+        if !self.daemonizes() {
             return None;
         }
         let files = self.files();
