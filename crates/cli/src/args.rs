@@ -39,12 +39,14 @@ pub struct Cli {
 pub enum Command {
     /// Start a command so that it can move anywhere
     Run(RunArgs),
-    /// List the workloads that run here and the migrations that are under way
+    /// List the workloads and the QEMU machines that run here, and the migrations that are under way
     Ps(PsArgs),
     /// Show what a workload wrote to its output
     Logs(LogsArgs),
     /// End a workload and forget it
     Stop(StopArgs),
+    /// Say whether a workload can move, and what stands in its way
+    Check(CheckArgs),
     /// Move a workload to a host where `whimbrel receive` runs
     Migrate(MigrateArgs),
     /// Take in a workload from another host
@@ -113,6 +115,13 @@ pub struct StopArgs {
     /// How long it may take after SIGTERM until SIGKILL
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub timeout: Duration,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A name given by `run`, the PID of a process, or qemu:PATH with a QEMU machine's monitor
+    pub workload: String,
 }
 
 /// `migrate`
@@ -403,6 +412,18 @@ mod tests {
         ] {
             assert!(misplaced(bad).is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn check_needs_only_a_workload() {
+        for workload in ["shop", "4711", "qemu:/run/vm.qmp"] {
+            let Command::Check(check) = parse(&format!("whimbrel check {workload}")).unwrap() else {
+                panic!("not check")
+            };
+            assert_eq!(check.workload, workload);
+        }
+        assert!(parse("whimbrel check").is_err());
+        assert!(parse("whimbrel check shop h:1").is_err());
     }
 
     #[test]

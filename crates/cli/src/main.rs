@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod demo;
 mod exit;
 mod guardian;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => report(stop::run(&args)),
         Command::Demo(args) => demo::run(&args).unwrap_or_else(|error| report(Err(error))),
         Command::DemoServer(args) => report(demo::server::serve(&args)),
+        Command::Check(args) => report(check::run(&args)),
         Command::Migrate(args) => report(migrate::run(&args)),
         Command::Receive(args) => report(receive::run(&args)),
         Command::Resume(args) => report(resume::run(&args)),

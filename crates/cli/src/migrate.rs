@@ -57,15 +57,18 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
 }
 
 /// What the user wants to move.
-struct Target {
-    pid: i32,
-    name: String,
-    entry: Option<Entry>,
+pub struct Target {
+    /// The process.
+    pub pid: i32,
+    /// What people call it.
+    pub name: String,
+    /// Its container if `run` started it.
+    pub entry: Option<Entry>,
 }
 
 impl Target {
     /// A workload of `run`, by name or PID, or any other process.
-    fn find(workload: &str) -> anyhow::Result<Self> {
+    pub fn find(workload: &str) -> anyhow::Result<Self> {
         let entry = Registry::of_host().find(workload)?;
         match (entry, workload.parse::<i32>()) {
             (Some(entry), _) => Self::of_entry(entry),
