@@ -127,7 +127,7 @@ pub struct CheckArgs {
 /// `migrate`
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
-    /// A name given by `run`, or the PID of a process
+    /// A name given by `run`, the PID of a process, or qemu:PATH with the socket of a virtual machine's monitor
     pub workload: String,
     /// Where `whimbrel receive` listens
     #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
@@ -212,6 +212,10 @@ pub struct ReceiveArgs {
     /// The bridge for the workload's network [default: the one with an address in the same network, else the only one]
     #[arg(long, value_name = "BRIDGE")]
     pub bridge: Option<String>,
+    /// A shell command that starts the virtual machine that arrives, instead of the source's own command line. It must make a monitor
+    /// (-qmp unix:{monitor},server=on,wait=off; {monitor} is replaced by a path) and wait for its state (-S -incoming defer)
+    #[arg(long, value_name = "COMMAND")]
+    pub vm_command: Option<String>,
     /// Write everything that happens to a file, as lines of JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -7,16 +7,13 @@ use whimbrel_engine::Workload;
 use crate::args::CheckArgs;
 use crate::exit::refused;
 use crate::host;
-use crate::migrate::Target;
+use crate::migrate::{monitor_of, Target};
 use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
-
-/// How a QEMU machine is named: this and the path of its monitor.
-const MACHINE: &str = "qemu:";
 
 /// Says that it can move, or why not.
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let name = match args.workload.strip_prefix(MACHINE) {
-        Some(path) => machine(Path::new(path))?,
+    let name = match monitor_of(&args.workload) {
+        Some(path) => machine(path)?,
         None => process(&args.workload)?,
     };
     println!("{}", can_move(&name));
@@ -43,10 +40,14 @@ fn process(workload: &str) -> anyhow::Result<String> {
 
 /// The same of the machine with the monitor `path`.
 fn machine(path: &Path) -> anyhow::Result<String> {
-    anyhow::bail!(
-        "{} cannot be checked: QEMU machines are not here yet",
-        path.display()
-    )
+    require(&[SYS_PTRACE, SYS_ADMIN])?;
+    require_kernel_of_source()?;
+    host::tidy();
+    let mut machine = host::machine(path)?;
+    match machine.describe() {
+        Ok(_) => Ok(machine.name().to_owned()),
+        Err(error) => Err(refused(format!("{} cannot move: {error}", machine.name()))),
+    }
 }
 
 #[cfg(test)]

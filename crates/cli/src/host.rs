@@ -1,5 +1,6 @@
 //! This host: where its journals are, and what other commands left undone.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -7,10 +8,12 @@ use whimbrel_engine::guardian::{recover_stale, GuardianOptions, Settled};
 use whimbrel_engine::journal::{Journals, Record};
 use whimbrel_engine::LINK_TIMEOUT;
 use whimbrel_process::container::{self, Entry, Registry};
-use whimbrel_process::replica::ReplicaError;
-use whimbrel_process::{ProcessRecover, ProcessReplica, ProcessWorkload};
+use whimbrel_process::ProcessWorkload;
+use whimbrel_qemu::{QemuWorkload, ReplicaOptions};
+use whimbrel_wire::MigrationId;
 
 use crate::exit::refused;
+use crate::kinds::{AnyRecover, AnyReplica};
 
 /// How long a command that has something else to do asks or tells the other end of an interrupted migration.
 const ASK_FOR: Duration = Duration::from_secs(1);
@@ -21,8 +24,18 @@ pub fn journals() -> Journals {
 }
 
 /// Who cleans up after dead controllers.
-pub fn recover() -> ProcessRecover {
-    ProcessRecover
+pub fn recover() -> AnyRecover {
+    AnyRecover
+}
+
+/// Where the directories of virtual machines are.
+pub fn machines() -> PathBuf {
+    Registry::run_directory().join("machines")
+}
+
+/// A virtual machine as what moves.
+pub fn machine(monitor: &Path) -> anyhow::Result<QemuWorkload> {
+    QemuWorkload::new(monitor).map_err(|error| refused(error.to_string()))
 }
 
 /// A process as what moves; with its entry if `run` started it.
@@ -30,12 +43,18 @@ pub fn workload(pid: i32, entry: Option<&Entry>) -> anyhow::Result<ProcessWorklo
     ProcessWorkload::new(pid, entry).map_err(|error| refused(error.to_string()))
 }
 
-/// What becomes of a workload that arrives.
-pub fn replica(bridge: Option<String>) -> Result<ProcessReplica, ReplicaError> {
-    Ok(ProcessReplica::new(container::Options {
+/// What becomes of a workload that arrives: in the network of `bridge`, or started by `command` if it is a virtual machine.
+pub fn replica(id: MigrationId, bridge: Option<String>, command: Option<String>) -> AnyReplica {
+    let process = container::Options {
         bridge,
         ..container::Options::default()
-    }))
+    };
+    let machine = ReplicaOptions {
+        machines: machines(),
+        id: id.to_string(),
+        command,
+    };
+    AnyReplica::new(process, machine)
 }
 
 /// Finishes what dead controllers left whose guardians are dead as well, and says what became of it. Never fails: the
@@ -60,6 +79,9 @@ pub fn tidy() {
     }
     if let Err(e) = Registry::of_host().sweep() {
         eprintln!("whimbrel: what an interrupted command left behind cannot be removed: {e}");
+    }
+    if let Err(e) = whimbrel_qemu::launch::sweep(&machines()) {
+        eprintln!("whimbrel: what ended virtual machines left behind cannot be removed: {e}");
     }
 }
 

@@ -8,6 +8,7 @@ mod exit;
 mod guardian;
 mod host;
 mod interrupt;
+mod kinds;
 mod logs;
 mod migrate;
 mod privilege;

@@ -1,10 +1,12 @@
 //! `whimbrel migrate`: moves a workload away.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use anyhow::Context;
 use whimbrel_engine::source::{migrate, SourceOptions, ASK_FOR};
-use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Whereabouts, PIVOTS_MAX};
+use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Whereabouts, Workload, PIVOTS_MAX};
 use whimbrel_policy::{Hints, Hybrid, Limits, Migration, Passes, PostCopy, PreCopy, StopCopy};
 use whimbrel_process::container::{Entry, Phase, Registry};
 use whimbrel_wire::MigrationId;
@@ -25,8 +27,27 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
     require_kernel_of_source()?;
     host::tidy();
+    if let Some(monitor) = monitor_of(&args.workload) {
+        let mut machine = host::machine(monitor)?;
+        let name = machine.name().to_owned();
+        return carry_out(&mut machine, name, args, cancel);
+    }
     let target = Target::find(&args.workload)?;
     let mut workload = host::workload(target.pid, target.entry.as_ref())?;
+    carry_out(&mut workload, target.name, args, cancel)
+}
+
+/// The monitor's socket, if it is a virtual machine that is meant.
+pub fn monitor_of(workload: &str) -> Option<&Path> {
+    workload.strip_prefix("qemu:").map(Path::new)
+}
+
+fn carry_out<W: Workload>(
+    workload: &mut W,
+    name: String,
+    args: &MigrateArgs,
+    cancel: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
     let mut watch = Watch::new(args.json.as_deref())?;
     let id = MigrationId::random()?;
     let guardian = Guardian::start(id, End::Source, args.link_timeout, None)?;
@@ -34,7 +55,7 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
         id,
         key: args.key.clone(),
         destination: args.destination.clone(),
-        workload_name: target.name,
+        workload_name: name,
         migration: decisions(args),
         residual: residual(args),
         link_timeout: args.link_timeout,
@@ -43,7 +64,7 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
         journals: host::journals(),
         cancel,
     };
-    let result = migrate(&mut workload, options, &mut watch);
+    let result = migrate(workload, options, &mut watch);
     guardian.release();
     match &result {
         Ok(summary) => {

@@ -113,7 +113,11 @@ fn receive_one(guardians: &mut Guardians, cancel: &Arc<AtomicBool>, watch: &mut 
     invite(reception.address(), &key);
     let make = |incoming: &Incoming| {
         guardians.start(incoming.id);
-        host::replica(args.bridge.clone())
+        Ok(host::replica(
+            incoming.id,
+            args.bridge.clone(),
+            args.vm_command.clone(),
+        ))
     };
     match reception.receive_one(&host::recover(), make, watch) {
         Ok(received) => {

@@ -59,14 +59,20 @@ impl Waiters {
 
     /// A fault was told. One that was told before (a signal makes a thread touch its page again) is the same one.
     pub fn add(&mut self, waiter: Waiter) {
-        let same = |one: &&mut Waiter| {
-            (one.space, one.address, one.thread) == (waiter.space, waiter.address, waiter.thread)
-        };
-        let known = self.waiting.iter_mut().chain(&mut self.undecided).find(same);
+        let mut all = self.waiting.iter_mut().chain(&mut self.undecided);
+        let known = all.find(|one| same(one, &waiter));
         match known {
             Some(known) => known.write |= waiter.write,
             None => self.undecided.push(waiter),
         }
+    }
+
+    /// Whether it waits already. A signal makes a thread touch its page again.
+    pub fn knows(&self, waiter: &Waiter) -> bool {
+        self.waiting
+            .iter()
+            .chain(&self.undecided)
+            .any(|one| same(one, waiter))
     }
 
     /// What threads of an address space wait for has to be decided anew.
@@ -158,6 +164,10 @@ impl Waiters {
             residual_us: micros(self.begun.elapsed()),
         }
     }
+}
+
+fn same(a: &Waiter, b: &Waiter) -> bool {
+    (a.space, a.address, a.thread) == (b.space, b.address, b.thread)
 }
 
 fn is_in(run: PageRun, page: Page) -> bool {

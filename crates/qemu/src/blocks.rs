@@ -132,13 +132,18 @@ fn is_of(region: &str, block: &str) -> bool {
 pub(crate) fn open(pid: i32, vmas: &[Vma], listed: Listed, host: u64) -> Result<Block> {
     let (name, bytes) = (listed.name, listed.used.next_multiple_of(PAGE_SIZE));
     if bytes > BLOCK_BYTES_MAX || host % PAGE_SIZE != 0 {
-        return Err(MachineError::unfit(format!("QEMU says that block {name} has {bytes} bytes at {host:#x}, which cannot be")));
+        return Err(MachineError::unfit(format!(
+            "QEMU says that block {name} has {bytes} bytes at {host:#x}, which cannot be"
+        )));
     }
-    let mut parts = vmas.iter().filter(|vma| vma.start < host + bytes && host < vma.end);
-    let first = parts
-        .next()
-        .filter(|first| first.start <= host)
-        .ok_or_else(|| MachineError::unfit(format!("nothing is mapped at {host:#x}, where QEMU says that block {name} lies")))?;
+    let mut parts = vmas
+        .iter()
+        .filter(|vma| vma.start < host + bytes && host < vma.end);
+    let first = parts.next().filter(|first| first.start <= host).ok_or_else(|| {
+        MachineError::unfit(format!(
+            "nothing is mapped at {host:#x}, where QEMU says that block {name} lies"
+        ))
+    })?;
     let (mut end, mut alike) = (first.end, true);
     for part in parts {
         alike &= part.start == end && part.shared == first.shared && part.inode == first.inode;
@@ -252,7 +257,8 @@ mod tests {
     use super::*;
 
     /// As QEMU 7.2 prints them.
-    const BLOCKS: &str = "              Block Name    PSize              Offset               Used              Total
+    const BLOCKS: &str =
+        "              Block Name    PSize              Offset               Used              Total
                   pc.ram    4 KiB  0x0000000000000000 0x00000000c0000000 0x00000000c0000000
     /rom@etc/acpi/tables    4 KiB  0x00000000c0080000 0x0000000000020000 0x0000000000200000
                     huge    2 MiB  0x00000000c0000000 0x0000000000040000 0x0000000000040000";
@@ -269,10 +275,16 @@ mod tests {
             host: None,
         };
         assert_eq!(blocks[0], first);
-        assert_eq!((blocks[1].used, blocks[1].total, blocks[2].page_bytes), (0x2_0000, 0x20_0000, 2 << 20));
+        assert_eq!(
+            (blocks[1].used, blocks[1].total, blocks[2].page_bytes),
+            (0x2_0000, 0x20_0000, 2 << 20)
+        );
         let newer = "  /objects/ram 0    4 KiB  0x0000000000000000 0x0000000020000000 0x0000000020000000 0x00007f0c40000000  rw";
         let block = parse_block(newer).unwrap();
-        assert_eq!((block.name.as_str(), block.host), ("/objects/ram 0", Some(0x7f0c_4000_0000)));
+        assert_eq!(
+            (block.name.as_str(), block.host),
+            ("/objects/ram 0", Some(0x7f0c_4000_0000))
+        );
         assert!(parse_blocks("unknown command: 'info ramblock'").is_err());
     }
 

@@ -69,7 +69,10 @@ impl Settings {
                 .filter_map(|(name, on)| on.then_some(name))
                 .collect(),
             bandwidth: parameters["max-bandwidth"].as_u64(),
-            tls: parameters["tls-creds"].as_str().map(str::to_owned).filter(|tls| !tls.is_empty()),
+            tls: parameters["tls-creds"]
+                .as_str()
+                .map(str::to_owned)
+                .filter(|tls| !tls.is_empty()),
         })
     }
 
@@ -124,7 +127,9 @@ fn set(qmp: &mut Qmp, wanted: impl Fn(&str) -> bool) -> Result<()> {
 
 /// Whether this QEMU knows the capability of [`Way::IgnoreShared`].
 pub fn knows_ignore_shared(qmp: &mut Qmp) -> Result<bool> {
-    Ok(capabilities(qmp)?.iter().any(|(name, _)| name == "x-ignore-shared"))
+    Ok(capabilities(qmp)?
+        .iter()
+        .any(|(name, _)| name == "x-ignore-shared"))
 }
 
 /// Where QEMU is going to write the state.
@@ -141,7 +146,8 @@ impl Saver {
     pub fn prepare(qmp: &mut Qmp, way: Way) -> Result<Saver> {
         match way {
             Way::IgnoreShared => {
-                let (ours, theirs) = UnixStream::pair().map_err(MachineError::file("make", "a pair of sockets"))?;
+                let (ours, theirs) =
+                    UnixStream::pair().map_err(MachineError::file("make", "a pair of sockets"))?;
                 qmp.execute_with_fd("getfd", json!({ "fdname": FD_NAME }), theirs.as_fd())?;
                 Ok(Saver::Stream(ours))
             }
@@ -171,7 +177,10 @@ impl Saver {
             Saver::Stream(stream) => save_stream(qmp, stream),
             Saver::File(file, set) => {
                 let name = format!("/dev/fdset/{set}");
-                let saved = qmp.execute("xen-save-devices-state", json!({ "filename": name, "live": true }));
+                let saved = qmp.execute(
+                    "xen-save-devices-state",
+                    json!({ "filename": name, "live": true }),
+                );
                 let removed = qmp.execute("remove-fd", json!({ "fdset-id": set }));
                 saved?;
                 removed?;
@@ -228,7 +237,9 @@ fn wait_written(qmp: &mut Qmp) -> Result<()> {
             Some("completed") => return Ok(()),
             Some(status @ ("failed" | "cancelled")) => {
                 let why = told["error-desc"].as_str().unwrap_or("it says no more");
-                return Err(MachineError::unfit(format!("QEMU could not write the state of its devices: {status} ({why})")));
+                return Err(MachineError::unfit(format!(
+                    "QEMU could not write the state of its devices: {status} ({why})"
+                )));
             }
             _ if Instant::now() > deadline => {
                 return Err(MachineError::unfit(format!(
@@ -243,8 +254,13 @@ fn wait_written(qmp: &mut Qmp) -> Result<()> {
 
 /// Puts in the section that names the machine, unless it is there.
 fn with_configuration(state: Vec<u8>, machine: &str) -> Result<Vec<u8>> {
-    let Some((header, sections)) = state.split_at_checked(HEADER_BYTES).filter(|(header, _)| header.starts_with(MAGIC)) else {
-        return Err(MachineError::unfit("QEMU has written a state of its devices that begins in an unknown way"));
+    let Some((header, sections)) = state
+        .split_at_checked(HEADER_BYTES)
+        .filter(|(header, _)| header.starts_with(MAGIC))
+    else {
+        return Err(MachineError::unfit(
+            "QEMU has written a state of its devices that begins in an unknown way",
+        ));
     };
     if sections.first() == Some(&SECTION_CONFIGURATION) {
         return Ok(state);
@@ -292,7 +308,9 @@ fn wait_taken(qmp: &mut Qmp) -> Result<()> {
         let told = qmp.execute_within("query-migrate", json!({}), READ_MAX)?;
         if told["status"] == "failed" {
             let why = told["error-desc"].as_str().unwrap_or("its log says why");
-            return Err(MachineError::unfit(format!("the destination's QEMU does not take the state of the devices: {why}")));
+            return Err(MachineError::unfit(format!(
+                "the destination's QEMU does not take the state of the devices: {why}"
+            )));
         }
         if Instant::now() > deadline {
             return Err(MachineError::unfit(format!(
@@ -312,7 +330,12 @@ mod tests {
     fn the_machine_is_named_once() {
         let bare = [b"QEVM\0\0\0\x03".as_slice(), b"\x04rest"].concat();
         let whole = with_configuration(bare, "pc-q35-7.2").unwrap();
-        let expected = [b"QEVM\0\0\0\x03\x07\0\0\0\x0a".as_slice(), b"pc-q35-7.2", b"\x04rest"].concat();
+        let expected = [
+            b"QEVM\0\0\0\x03\x07\0\0\0\x0a".as_slice(),
+            b"pc-q35-7.2",
+            b"\x04rest",
+        ]
+        .concat();
         assert_eq!(whole, expected);
         assert_eq!(with_configuration(whole.clone(), "pc-q35-7.2").unwrap(), whole);
         assert!(with_configuration(b"QE".to_vec(), "x").is_err());

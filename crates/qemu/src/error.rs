@@ -30,7 +30,9 @@ pub enum MachineError {
         source: io::Error,
     },
     /// What the other end sent, or what a journal says.
-    #[error("{what} of the machine cannot be decoded ({source}); both ends must run the same release of whimbrel")]
+    #[error(
+        "{what} of the machine cannot be decoded ({source}); both ends must run the same release of whimbrel"
+    )]
     Decode {
         /// What it should be.
         what: &'static str,
@@ -56,7 +58,10 @@ impl From<RunTooLong> for MachineError {
 
 impl MachineError {
     /// A file that could not be had.
-    pub(crate) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> MachineError {
+    pub(crate) fn file(
+        verb: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> MachineError {
         let path = path.into();
         move |source| MachineError::File { verb, path, source }
     }

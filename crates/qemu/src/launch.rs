@@ -74,10 +74,17 @@ impl MachineResources {
     /// QEMU's process as far as anybody knows: a controller may have died right after it had started it.
     fn process(&self) -> Option<Identity> {
         let noted = || {
-            let pid: i32 = fs::read_to_string(self.directory.join(PID)).ok()?.trim().parse().ok()?;
+            let pid: i32 = fs::read_to_string(self.directory.join(PID))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()?;
             let arguments = Arguments::of_process(pid).ok()?;
             let monitor = self.monitor();
-            let ours = arguments.words().iter().any(|word| word.contains(monitor.to_string_lossy().as_ref()));
+            let ours = arguments
+                .words()
+                .iter()
+                .any(|word| word.contains(monitor.to_string_lossy().as_ref()));
             ours.then(|| Identity::of(pid).ok()).flatten()
         };
         self.process.or_else(noted).filter(Identity::is_alive)
@@ -138,7 +145,10 @@ pub fn sweep(machines: &Path) -> Result<()> {
 /// It does not start; what QEMU says about it is in the sentence.
 pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineResources) -> Result<Machine> {
     let directory = resources.directory.clone();
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&directory);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(&directory);
     made.map_err(MachineError::file("make", &directory))?;
     let (mut start, log) = match command {
         Some(command) => by_command(spec, command, resources)?,
@@ -152,7 +162,9 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
     noted.map_err(MachineError::file("write", directory.join(PID)))?;
     let machine = connect(&mut child, resources, &log, command.is_some());
     // It may outlive us, and somebody has to wait for it as long as it does not.
-    let reaper = thread::Builder::new().name("machine".into()).spawn(move || child.wait());
+    let reaper = thread::Builder::new()
+        .name("machine".into())
+        .spawn(move || child.wait());
     drop(reaper);
     let machine = machine?;
     resources.process = Some(machine.process);
@@ -170,16 +182,31 @@ fn by_command(spec: &MachineSpec, command: &str, resources: &MachineResources) -
     let text = command.replace("{monitor}", &monitor.to_string_lossy());
     let mut start = Command::new("/bin/sh");
     start.args(["-c", &text]);
-    start.env("WHIMBREL_MONITOR", &monitor).env("WHIMBREL_MACHINE", &spec.name);
+    start
+        .env("WHIMBREL_MONITOR", &monitor)
+        .env("WHIMBREL_MACHINE", &spec.name);
     Ok((start, resources.directory.join(LOG)))
 }
 
 fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<(Command, PathBuf)> {
     let arguments = Arguments::parse(spec.arguments.clone());
-    let id = resources.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let id = resources
+        .directory
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let mut ram_files = BTreeMap::new();
-    for backend in arguments.memory().into_iter().filter(|backend| backend.kind == BackendKind::File) {
-        let Some(path) = backend.mem_path.map(|path| spec.absolute(&path)).filter(|path| !path.is_dir()) else {
+    for backend in arguments
+        .memory()
+        .into_iter()
+        .filter(|backend| backend.kind == BackendKind::File)
+    {
+        let Some(path) = backend
+            .mem_path
+            .map(|path| spec.absolute(&path))
+            .filter(|path| !path.is_dir())
+        else {
             continue;
         };
         let clean: String = backend.id.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -195,14 +222,18 @@ fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<
     let words = arguments.for_destination(&plan);
     let (user, group, groups) = &spec.owner;
     // One that gives its rights up by itself is started with ours.
-    let by_itself = words.iter().any(|word| matches!(word.trim_start_matches('-'), "runas" | "run-with"));
+    let by_itself = words
+        .iter()
+        .any(|word| matches!(word.trim_start_matches('-'), "runas" | "run-with"));
     let mut start = match (*user, by_itself) {
         (0, _) | (_, true) => Command::new(arguments.program()),
         _ => {
             let owned = std::os::unix::fs::chown(&resources.directory, Some(*user), Some(*group));
             owned.map_err(MachineError::file("give away", &resources.directory))?;
             let mut start = Command::new("setpriv");
-            start.arg(format!("--reuid={user}")).arg(format!("--regid={group}"));
+            start
+                .arg(format!("--reuid={user}"))
+                .arg(format!("--regid={group}"));
             match groups.is_empty() {
                 true => start.arg("--clear-groups"),
                 false => {
@@ -228,11 +259,16 @@ fn connect(child: &mut Child, resources: &MachineResources, log: &Path, may_end:
         let ended = child.try_wait().map_err(MachineError::file("wait for", "QEMU"))?;
         match Machine::attach(&resources.monitor()) {
             Ok(machine) => return Ok(machine),
-            Err(MachineError::Qmp(QmpError::Connect { .. } | QmpError::Silent { .. } | QmpError::Lost { .. })) => {}
+            Err(MachineError::Qmp(
+                QmpError::Connect { .. } | QmpError::Silent { .. } | QmpError::Lost { .. },
+            )) => {}
             Err(error) => return Err(error),
         }
         if let Some(status) = ended.filter(|status| !may_end || !status.success()) {
-            return Err(MachineError::refused(format!("the destination's QEMU did not start ({status}): {}", tail(log))));
+            return Err(MachineError::refused(format!(
+                "the destination's QEMU did not start ({status}): {}",
+                tail(log)
+            )));
         }
         if Instant::now() >= deadline {
             return Err(MachineError::refused(format!(
@@ -249,9 +285,15 @@ fn connect(child: &mut Child, resources: &MachineResources, log: &Path, may_end:
 /// The last that QEMU wrote, as one line.
 pub(crate) fn tail(log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
-    let last = bytes.get(bytes.len().saturating_sub(LOG_TAIL)..).unwrap_or_default();
+    let last = bytes
+        .get(bytes.len().saturating_sub(LOG_TAIL)..)
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(last);
-    let clean: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let clean: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     match clean.is_empty() {
         true => "it wrote nothing".to_owned(),
         false => clean.join(" / "),

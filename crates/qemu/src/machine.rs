@@ -60,7 +60,11 @@ impl Machine {
     pub fn attach(monitor: &Path) -> Result<Machine> {
         let qmp = Qmp::connect(monitor)?;
         let peer = socket_peercred(qmp.stream()).map_err(std::io::Error::from);
-        let pid = peer.map_err(MachineError::file("look behind", monitor))?.pid.as_raw_nonzero().get();
+        let pid = peer
+            .map_err(MachineError::file("look behind", monitor))?
+            .pid
+            .as_raw_nonzero()
+            .get();
         let process = Identity::of(pid).map_err(|_| {
             MachineError::refused(format!(
                 "the process behind {} is not visible here; call whimbrel in the PID namespace of QEMU or above it",
@@ -96,7 +100,9 @@ impl Machine {
     }
 
     fn property(&mut self, path: &str, property: &str) -> Result<Value> {
-        Ok(self.qmp.execute("qom-get", json!({ "path": path, "property": property }))?)
+        Ok(self
+            .qmp
+            .execute("qom-get", json!({ "path": path, "property": property }))?)
     }
 
     /// How it runs: `running`, `paused`, `postmigrate` …
@@ -145,14 +151,19 @@ impl Machine {
                 placed.into_iter().chain(hidden).collect()
             }
         };
-        if let Some(huge) = all.iter().find(|block| block.page_bytes != whimbrel_policy::PAGE_SIZE) {
+        if let Some(huge) = all
+            .iter()
+            .find(|block| block.page_bytes != whimbrel_policy::PAGE_SIZE)
+        {
             return Err(MachineError::refused(format!(
                 "memory block {} of the machine lies in huge pages of {} bytes (hugetlbfs), which cannot be tracked; start it with ordinary memory and transparent huge pages",
                 huge.name, huge.page_bytes
             )));
         }
         match all.is_empty() {
-            true => Err(MachineError::refused("the machine has no memory that could be found")),
+            true => Err(MachineError::refused(
+                "the machine has no memory that could be found",
+            )),
             false => Ok(all),
         }
     }
@@ -169,7 +180,12 @@ impl Machine {
                 .iter()
                 .filter(|vma| vma.len() == listed.total && vma.is_anonymous() && !vma.shared)
                 .map(|vma| vma.start)
-                .filter(|start| !placed.iter().chain(&found).any(|block| block.span().contains(start)))
+                .filter(|start| {
+                    !placed
+                        .iter()
+                        .chain(&found)
+                        .any(|block| block.span().contains(start))
+                })
                 .collect();
             match alike.as_slice() {
                 [host] => found.push(blocks::open(self.pid(), &vmas, listed, *host)?),
@@ -271,12 +287,14 @@ impl Machine {
     /// Only one userfaultfd can watch a mapping.
     fn check_watchers(&self, blocks: &[Block]) -> Result<()> {
         let vmas = maps::read_with_flags(self.pid())?;
-        let watched = VmFlags::UFFD_MISSING.with(VmFlags::UFFD_WP).with(VmFlags::UFFD_MINOR);
+        let watched = VmFlags::UFFD_MISSING
+            .with(VmFlags::UFFD_WP)
+            .with(VmFlags::UFFD_MINOR);
         for block in blocks {
             let span = block.span();
-            let taken = vmas
-                .iter()
-                .any(|vma| vma.start < span.end && span.start < vma.end && vma.flags.bits() & watched.bits() != 0);
+            let taken = vmas.iter().any(|vma| {
+                vma.start < span.end && span.start < vma.end && vma.flags.bits() & watched.bits() != 0
+            });
             if taken {
                 return Err(MachineError::refused(format!(
                     "memory block {} of the machine is watched by another userfaultfd (a snapshot in the background, or another migration); wait for its end",
@@ -299,7 +317,10 @@ pub fn locked_files(pid: i32) -> Result<Vec<String>> {
     for fd in proc::descriptors(pid)? {
         // One that is closed meanwhile has no locks.
         let info = proc::descriptor_info(pid, fd).unwrap_or_default();
-        if info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK")) {
+        if info
+            .lines()
+            .any(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
+        {
             locked.extend(proc::link(pid, &format!("fd/{fd}")));
         }
     }
@@ -313,7 +334,10 @@ fn feature_words(words: &Value) -> FeatureWords {
         let leaf = word["cpuid-input-eax"].as_u64()?;
         let sub = word["cpuid-input-ecx"].as_u64().unwrap_or(0);
         let register = word["cpuid-register"].as_str()?;
-        Some((format!("CPUID {leaf:#x}.{sub} {register}"), word["features"].as_u64()?))
+        Some((
+            format!("CPUID {leaf:#x}.{sub} {register}"),
+            word["features"].as_u64()?,
+        ))
     };
     words.as_array().into_iter().flatten().filter_map(word).collect()
 }
@@ -334,7 +358,11 @@ pub fn missing_features(source: &FeatureWords, destination: &FeatureWords) -> Op
 pub fn owner(pid: i32) -> Result<(u32, u32, Vec<u32>)> {
     let status = proc::Status::read(pid)?;
     let first = |key: &str| status.numbers(key).first().copied().unwrap_or(0) as u32;
-    let groups = status.numbers("Groups").iter().map(|group| *group as u32).collect();
+    let groups = status
+        .numbers("Groups")
+        .iter()
+        .map(|group| *group as u32)
+        .collect();
     Ok((first("Uid"), first("Gid"), groups))
 }
 
@@ -358,7 +386,10 @@ mod tests {
         assert_eq!(missing_features(&source, &source), None);
         let mut less = source.clone();
         less.insert("CPUID 0x7.0 EBX".into(), 0);
-        assert_eq!(missing_features(&source, &less).as_deref(), Some("CPUID 0x7.0 EBX 0x20"));
+        assert_eq!(
+            missing_features(&source, &less).as_deref(),
+            Some("CPUID 0x7.0 EBX 0x20")
+        );
         assert_eq!(missing_features(&less, &source), None);
     }
 }

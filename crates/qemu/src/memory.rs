@@ -73,7 +73,10 @@ impl GuestMemory {
     /// No block has these pages.
     pub fn locate(&self, run: &PageRun) -> Result<(&Block, u64)> {
         let block = self.blocks.get(run.space.0 as usize);
-        let end = run.first.checked_add(run.count).and_then(|end| end.checked_mul(PAGE_SIZE));
+        let end = run
+            .first
+            .checked_add(run.count)
+            .and_then(|end| end.checked_mul(PAGE_SIZE));
         match (block, end) {
             (Some(block), Some(end)) if end <= block.bytes => Ok((block, run.first * PAGE_SIZE)),
             _ => Err(MachineError::unfit(format!(
@@ -87,7 +90,10 @@ impl GuestMemory {
 
     /// The page at an address of QEMU.
     pub fn page_at(&self, address: u64) -> Option<PageRun> {
-        let index = self.blocks.iter().position(|block| block.span().contains(&address))?;
+        let index = self
+            .blocks
+            .iter()
+            .position(|block| block.span().contains(&address))?;
         let block = self.blocks.get(index)?;
         Some(PageRun {
             space: SpaceId(index as u32),
@@ -101,9 +107,9 @@ impl GuestMemory {
         self.flush_before(run)?;
         let (block, offset) = self.locate(run)?;
         match &block.backing {
-            Backing::Shared(file, base) => file
-                .write_all_at(data, base + offset)
-                .map_err(MachineError::file("write", format!("memory block {}", block.name))),
+            Backing::Shared(file, base) => file.write_all_at(data, base + offset).map_err(
+                MachineError::file("write", format!("memory block {}", block.name)),
+            ),
             Backing::Private => Ok(memory::write(self.pid, block.host + offset, data)?),
         }
     }
@@ -112,7 +118,9 @@ impl GuestMemory {
     pub fn forget(&mut self, run: &PageRun) -> Result<()> {
         let (block, offset) = self.locate(run)?;
         match &block.backing {
-            Backing::Shared(file, base) => Ok(sparse::punch_hole(file, base + offset, run.count * PAGE_SIZE)?),
+            Backing::Shared(file, base) => {
+                Ok(sparse::punch_hole(file, base + offset, run.count * PAGE_SIZE)?)
+            }
             Backing::Private => {
                 self.drops.insert(*run)?;
                 match self.drops.len() < DROPS_MAX {
@@ -128,7 +136,8 @@ impl GuestMemory {
             space: run.space,
             number: run.first,
         };
-        match self.drops.runs_from(from).next() {
+        let next = self.drops.runs_from(from).next();
+        match next {
             Some(drop) if drop.space == run.space && drop.first < run.first + run.count => self.flush(),
             _ => Ok(()),
         }
@@ -148,7 +157,11 @@ impl GuestMemory {
         for run in self.present(&drops, true)? {
             let (block, offset) = self.locate(&run)?;
             let args = [block.host + offset, run.count * PAGE_SIZE, MADV_DONTNEED_LOCKED];
-            calls.push(Call::new("madvise(MADV_DONTNEED_LOCKED)", libc::SYS_madvise, &args));
+            calls.push(Call::new(
+                "madvise(MADV_DONTNEED_LOCKED)",
+                libc::SYS_madvise,
+                &args,
+            ));
         }
         if calls.is_empty() {
             return Ok(());
@@ -187,7 +200,10 @@ impl GuestMemory {
             Backing::Shared(file, base) => {
                 let from = base + offset;
                 let ranges = sparse::data_ranges_in(file, from..from + bytes)?;
-                ranges.iter().map(|(start, end)| (start - base, end - base)).collect()
+                ranges
+                    .iter()
+                    .map(|(start, end)| (start - base, end - base))
+                    .collect()
             }
             Backing::Private => {
                 let start = block.host + offset;
@@ -197,7 +213,9 @@ impl GuestMemory {
                 };
                 let mut regions = Vec::new();
                 Pagemap::open(self.pid)?.scan(start..start + bytes, args, &mut regions)?;
-                let offsets = |region: &whimbrel_kernel::pagemap::Region| (region.start - block.host, region.end - block.host);
+                let offsets = |region: &whimbrel_kernel::pagemap::Region| {
+                    (region.start - block.host, region.end - block.host)
+                };
                 regions.iter().map(offsets).collect()
             }
         };
@@ -216,7 +234,12 @@ impl GuestMemory {
             first: 0,
             count: block.bytes / PAGE_SIZE,
         };
-        self.blocks.iter().enumerate().map(whole).filter(|run| run.count > 0).collect()
+        self.blocks
+            .iter()
+            .enumerate()
+            .map(whole)
+            .filter(|run| run.count > 0)
+            .collect()
     }
 
     fn read_one(&self, run: &PageRun, buffer: &mut [u8]) -> Result<()> {
@@ -284,7 +307,10 @@ pub(crate) fn intersect(runs: &[PageRun], others: &[PageRun], out: &mut Vec<Page
     let mut at = 0;
     for run in runs {
         let end = run.first + run.count;
-        while others.get(at).is_some_and(|other| other.first + other.count <= run.first) {
+        while others
+            .get(at)
+            .is_some_and(|other| other.first + other.count <= run.first)
+        {
             at += 1;
         }
         for other in others.iter().skip(at).take_while(|other| other.first < end) {
@@ -313,7 +339,11 @@ mod tests {
     #[test]
     fn only_what_is_in_both_is_told() {
         let mut out = Vec::new();
-        intersect(&[run(1, 4), run(6, 2), run(20, 10)], &[run(0, 2), run(4, 3), run(22, 18)], &mut out);
+        intersect(
+            &[run(1, 4), run(6, 2), run(20, 10)],
+            &[run(0, 2), run(4, 3), run(22, 18)],
+            &mut out,
+        );
         assert_eq!(out, [run(1, 1), run(4, 1), run(6, 1), run(22, 8)]);
     }
 

@@ -17,20 +17,21 @@ use serde_json::json;
 use whimbrel_engine::waiters::{Waiter, Waiters};
 use whimbrel_engine::{Left, News, Pager, Tell};
 use whimbrel_kernel::identity::Identity;
-use whimbrel_kernel::remote;
 use whimbrel_kernel::uffd::{feature, mode, Event, Partial, Uffd};
 use whimbrel_kernel::{fd, pidfd};
+use whimbrel_kernel::{maps, remote};
 use whimbrel_policy::postcopy::{Fault, ThreadId};
 use whimbrel_policy::{Page, PageRun, Pages, PAGE_SIZE};
 use whimbrel_wire::FaultTimes;
 
+use crate::blocks::{self, Block, Listed};
 use crate::error::{MachineError, Result};
 use crate::launch::MachineResources;
 use crate::machine::Machine;
 use crate::memory::GuestMemory;
 use crate::replica::lock;
 use crate::source::kill;
-use crate::spec::{decode, encode, BlockSpec};
+use crate::spec::{decode, encode};
 use crate::watch;
 
 const FEATURES: u64 = feature::MISSING_SHMEM | feature::THREAD_ID;
@@ -40,6 +41,8 @@ const FAULT_WRITE: u64 = 1;
 const SPACE: u32 = 0;
 /// Pages that are placed before somebody else may have the lock.
 const PAGES_AT_ONCE: u64 = 64;
+/// Between two attempts to speak to a monitor.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The file that says what is missing, in the machine's directory.
 const MISSING: &str = "missing";
 
@@ -50,8 +53,8 @@ pub struct PagerResources {
     pub inside: i32,
     /// What was missing at the beginning.
     pub missing: PathBuf,
-    /// The blocks that are watched, in the order of their spaces.
-    pub blocks: Vec<BlockSpec>,
+    /// The blocks that are watched, in the order of their spaces: name, bytes, address in QEMU.
+    pub blocks: Vec<(String, u64, u64)>,
 }
 
 /// The content of that file.
@@ -100,22 +103,28 @@ impl QemuPager {
                 stale.first
             )));
         }
-        let spec_of = |block: &crate::blocks::Block| BlockSpec {
-            name: block.name.clone(),
-            bytes: block.bytes,
-            shared: block.is_shared(),
-        };
+        let place = |block: &Block| (block.name.clone(), block.bytes, block.host);
         let pager = PagerResources {
             inside: made.inside,
             missing: resources.directory.join(MISSING),
-            blocks: memory.blocks().iter().map(spec_of).collect(),
+            blocks: memory.blocks().iter().map(place).collect(),
         };
         let begun = Begun {
-            missing: missing.iter().map(|run| (run.space.0, run.first, run.count)).collect(),
+            missing: missing
+                .iter()
+                .map(|run| (run.space.0, run.first, run.count))
+                .collect(),
         };
         fs::write(&pager.missing, encode(&begun)).map_err(MachineError::file("write", &pager.missing))?;
         let missing = Pages::from_runs(missing)?;
-        let new = QemuPager::new(made.uffd, memory, missing, resources, pager.clone(), Some(machine));
+        let new = QemuPager::new(
+            made.uffd,
+            memory,
+            missing,
+            resources,
+            pager.clone(),
+            Some(machine),
+        );
         Ok((new, pager))
     }
 
@@ -144,7 +153,11 @@ impl QemuPager {
     }
 
     /// What a dead controller left.
-    pub(crate) fn recover(resources: &MachineResources, made: &PagerResources, process: Identity) -> Result<Left<QemuPager>> {
+    pub(crate) fn recover(
+        resources: &MachineResources,
+        made: &PagerResources,
+        process: Identity,
+    ) -> Result<Left<QemuPager>> {
         let bytes = match fs::read(&made.missing) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Left::Nothing),
@@ -175,6 +188,9 @@ impl QemuPager {
         for block in pager.memory.blocks() {
             pager.uffd.wake(block.host, block.bytes)?;
         }
+        if resources.running {
+            pager.post("cont")?;
+        }
         Ok(Left::Pages(pager))
     }
 
@@ -184,7 +200,12 @@ impl QemuPager {
 
     fn handle(&self, tell: Tell<'_>) -> Result<()> {
         for event in self.uffd.events()? {
-            let Event::Fault { address, flags, thread } = event else {
+            let Event::Fault {
+                address,
+                flags,
+                thread,
+            } = event
+            else {
                 continue;
             };
             let Some(run) = self.memory.page_at(address) else {
@@ -227,7 +248,9 @@ impl QemuPager {
         let mut at = 0;
         while at < bytes {
             let filled = match data {
-                Some(data) => self.uffd.copy(start + at, data.get(at as usize..).unwrap_or_default(), 0),
+                Some(data) => self
+                    .uffd
+                    .copy(start + at, data.get(at as usize..).unwrap_or_default(), 0),
                 None => self.uffd.zeropage(start + at, bytes - at, 0),
             };
             let Err(Partial { done, error }) = filled else {
@@ -268,10 +291,20 @@ impl QemuPager {
 
     /// Says something to the monitor. QEMU may be waiting for a page, so nobody may wait for it here.
     fn post(&self, command: &'static str) -> Result<()> {
-        let (machine, monitor) = (self.machine.clone(), self.resources.monitor());
+        let (machine, resources) = (self.machine.clone(), self.resources.clone());
+        let ended = Arc::clone(&self.ended);
         let post = move || match machine {
             Some(machine) => drop(lock(&machine).qmp.execute(command, json!({}))),
-            None => drop(Machine::attach(&monitor).and_then(|mut machine| Ok(machine.qmp.execute(command, json!({}))?))),
+            // It answers when it does not wait for a page any more.
+            None => {
+                while !pidfd::wait_exit(ended.as_fd(), ASK_AGAIN).unwrap_or(true) {
+                    if Machine::attach(&resources.monitor())
+                        .is_ok_and(|mut machine| say(&mut machine, command, &resources))
+                    {
+                        break;
+                    }
+                }
+            }
         };
         let thread = std::thread::Builder::new().name(command.into()).spawn(post);
         thread.map(drop).map_err(MachineError::file("start", "a thread"))
@@ -280,15 +313,40 @@ impl QemuPager {
     /// QEMU's own duplicate goes, too.
     fn close_inside(&self) -> Result<()> {
         let inside = self.made.inside as u64;
-        remote::with_leader(self.memory.pid(), |remote| remote.call("close", libc::SYS_close, &[inside]))?;
+        remote::with_leader(self.memory.pid(), |remote| {
+            remote.call("close", libc::SYS_close, &[inside])
+        })?;
         Ok(())
     }
 }
 
-/// The blocks of a machine that another controller has watched. They are asked for without the monitor: QEMU may be waiting for a page.
-fn watched(pid: i32, specs: &[BlockSpec]) -> Result<GuestMemory> {
-    let _ = (pid, specs);
-    Err(MachineError::unfit("not there yet"))
+/// The blocks of a machine that another controller has watched. They are found without the monitor: QEMU may be waiting for a page.
+fn watched(pid: i32, places: &[(String, u64, u64)]) -> Result<GuestMemory> {
+    let vmas = maps::read(pid)?;
+    let open = |(name, bytes, host): &(String, u64, u64)| {
+        let listed = Listed {
+            name: name.clone(),
+            page_bytes: PAGE_SIZE,
+            used: *bytes,
+            total: *bytes,
+            host: Some(*host),
+        };
+        blocks::open(pid, &vmas, listed, *host)
+    };
+    let blocks: Result<Vec<Block>> = places.iter().map(open).collect();
+    GuestMemory::new(pid, blocks?)
+}
+
+/// What the dead controller did not come to, too. False if it is to be said again.
+fn say(machine: &mut Machine, command: &str, resources: &MachineResources) -> bool {
+    if machine.qmp.execute(command, json!({})).is_err() {
+        return false;
+    }
+    let _ = crate::replica::announce(machine);
+    if let Some(settings) = &resources.settings {
+        let _ = settings.restore(&mut machine.qmp);
+    }
+    true
 }
 
 /// The parts of `some` that are missing.
@@ -406,7 +464,9 @@ impl Pager for QemuPager {
             self.post("cont")?;
         }
         match fs::remove_file(&self.made.missing) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(MachineError::file("remove", &self.made.missing)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(MachineError::file("remove", &self.made.missing)(e))
+            }
             _ => Ok(()),
         }
     }

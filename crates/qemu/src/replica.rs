@@ -96,10 +96,20 @@ impl QemuReplica {
             )))
         };
         if here.machine != there.machine {
-            return differs("type", &there.machine, &here.machine, "start it with the same -machine, with its version");
+            return differs(
+                "type",
+                &there.machine,
+                &here.machine,
+                "start it with the same -machine, with its version",
+            );
         }
         if here.accelerator != there.accelerator {
-            return differs("accelerator", &there.accelerator, &here.accelerator, "start it with the same -accel");
+            return differs(
+                "accelerator",
+                &there.accelerator,
+                &here.accelerator,
+                "start it with the same -accel",
+            );
         }
         if here.cpu != there.cpu {
             return differs("processor", &there.cpu, &here.cpu, "start it with the same -cpu");
@@ -200,7 +210,9 @@ impl Replica for QemuReplica {
     }
 
     fn follow(&mut self, _: &[u8]) -> Result<()> {
-        Err(MachineError::unfit("a machine's memory has no layout that changes; this is a bug or an attack"))
+        Err(MachineError::unfit(
+            "a machine's memory has no layout that changes; this is a bug or an attack",
+        ))
     }
 
     fn write(&mut self, run: PageRun, data: &[u8]) -> Result<()> {
@@ -250,7 +262,10 @@ impl Replica for QemuReplica {
         let pid = machine.pid();
         drop(machine);
         if let Err(error) = restored {
-            return Err(MachineError::unfit(format!("{error}; QEMU's log: {}", launch::log_tail(&self.resources))));
+            return Err(MachineError::unfit(format!(
+                "{error}; QEMU's log: {}",
+                launch::log_tail(&self.resources)
+            )));
         }
         self.check_locks(pid)
     }

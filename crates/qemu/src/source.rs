@@ -39,6 +39,8 @@ pub struct SourceResources {
     pub settings: Option<Settings>,
     /// It ran before we paused it.
     pub ran: bool,
+    /// How its devices' state is written.
+    pub way: Way,
 }
 
 /// A machine on its way.
@@ -48,7 +50,6 @@ pub struct QemuWorkload {
     name: String,
     machine_type: String,
     resources: SourceResources,
-    way: Way,
     memory: Option<GuestMemory>,
     tracker: Option<Tracker>,
     saver: Option<Saver>,
@@ -72,6 +73,7 @@ impl QemuWorkload {
             monitor,
             settings: None,
             ran: false,
+            way: Way::DevicesOnly,
         };
         let arguments = Arguments::of_process(machine.pid());
         let given = arguments.ok().and_then(|arguments| arguments.name());
@@ -80,7 +82,6 @@ impl QemuWorkload {
             machine_type: String::new(),
             machine,
             resources,
-            way: Way::DevicesOnly,
             memory: None,
             tracker: None,
             saver: None,
@@ -101,7 +102,10 @@ impl QemuWorkload {
     }
 
     fn parts(&mut self) -> Result<(&mut Tracker, &mut GuestMemory)> {
-        self.tracker.as_mut().zip(self.memory.as_mut()).ok_or_else(not_begun)
+        self.tracker
+            .as_mut()
+            .zip(self.memory.as_mut())
+            .ok_or_else(not_begun)
     }
 
     fn scanned(&mut self, written: Vec<PageRun>, last: bool) -> Result<Scanned> {
@@ -120,7 +124,7 @@ impl QemuWorkload {
 
     /// The blocks may have become others since (memory that was plugged in).
     fn check_blocks(&mut self) -> Result<()> {
-        let now = self.machine.memory(self.way)?;
+        let now = self.machine.memory(self.resources.way)?;
         let memory = self.memory()?;
         let same = now.len() == memory.blocks().len()
             && now
@@ -164,7 +168,8 @@ impl Workload for QemuWorkload {
         let way = self.machine.way()?;
         let blocks = self.machine.memory(way)?;
         let pid = self.machine.pid();
-        let arguments = Arguments::of_process(pid).map_err(MachineError::file("read", format!("/proc/{pid}/cmdline")))?;
+        let arguments =
+            Arguments::of_process(pid).map_err(MachineError::file("read", format!("/proc/{pid}/cmdline")))?;
         let spec_of = |block: &crate::blocks::Block| BlockSpec {
             name: block.name.clone(),
             bytes: block.bytes,
@@ -186,7 +191,7 @@ impl Workload for QemuWorkload {
             facts,
         };
         self.machine_type = spec.facts.machine.clone();
-        self.way = way;
+        self.resources.way = way;
         self.tracker = Some(Tracker::new(pid)?);
         self.memory = Some(memory);
         Ok(encode(&spec))
@@ -225,7 +230,7 @@ impl Workload for QemuWorkload {
 
     fn make_ready(&mut self) -> Result<()> {
         self.check_blocks()?;
-        let way = self.way;
+        let way = self.resources.way;
         if let Some(settings) = &self.resources.settings {
             settings.make(&mut self.machine.qmp, way)?;
         }
@@ -284,7 +289,9 @@ impl Workload for QemuWorkload {
     fn hold(&mut self) -> Result<()> {
         match self.machine.is_running()? {
             false => Ok(()),
-            true => Err(MachineError::unfit("somebody has let the machine run while it was being moved")),
+            true => Err(MachineError::unfit(
+                "somebody has let the machine run while it was being moved",
+            )),
         }
     }
 
@@ -319,7 +326,9 @@ pub(crate) fn end(resources: &SourceResources, qmp: Option<&mut Qmp>) -> Result<
     }
     let asked = match qmp {
         Some(qmp) => qmp.post("quit", json!({})).is_ok(),
-        None => Qmp::connect(&resources.monitor).and_then(|mut qmp| qmp.post("quit", json!({}))).is_ok(),
+        None => Qmp::connect(&resources.monitor)
+            .and_then(|mut qmp| qmp.post("quit", json!({})))
+            .is_ok(),
     };
     if asked && pidfd::wait_exit(process.as_fd(), END_MAX)? {
         return Ok(());
@@ -333,6 +342,8 @@ pub(crate) fn kill(process: std::os::fd::BorrowedFd<'_>, pid: i32) -> Result<()>
     let _ = pidfd::send_signal(process, libc::SIGKILL);
     match pidfd::wait_exit(process, DEATH_MAX)? {
         true => Ok(()),
-        false => Err(MachineError::unfit(format!("QEMU (process {pid}) does not end although it was killed"))),
+        false => Err(MachineError::unfit(format!(
+            "QEMU (process {pid}) does not end although it was killed"
+        ))),
     }
 }

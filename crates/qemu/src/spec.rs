@@ -81,14 +81,20 @@ pub(crate) fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: 
         return Ok(None);
     }
     let body = bytes.strip_prefix(KIND).ok_or_else(|| {
-        MachineError::unfit(format!("{what} is not that of a virtual machine; both ends must run the same release of whimbrel"))
+        MachineError::unfit(format!(
+            "{what} is not that of a virtual machine; both ends must run the same release of whimbrel"
+        ))
     })?;
-    postcard::from_bytes(body).map(Some).map_err(MachineError::decode(what))
+    postcard::from_bytes(body)
+        .map(Some)
+        .map_err(MachineError::decode(what))
 }
 
 /// Nanoseconds since 1970.
 pub(crate) fn realtime_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -100,11 +106,18 @@ impl MachineSpec {
     pub fn read(bytes: &[u8]) -> Result<MachineSpec> {
         let spec: Option<MachineSpec> = decode("the description", bytes)?;
         let nonsense = |what: &str| {
-            MachineError::unfit(format!("the description of the machine makes no sense ({what}); this is a bug or an attack"))
+            MachineError::unfit(format!(
+                "the description of the machine makes no sense ({what}); this is a bug or an attack"
+            ))
         };
         let spec = spec.ok_or_else(|| nonsense("it is empty"))?;
         let words = &spec.arguments;
-        if words.is_empty() || words.len() > WORDS_MAX || words.iter().any(|word| word.len() > WORD_BYTES_MAX || word.contains('\0')) {
+        if words.is_empty()
+            || words.len() > WORDS_MAX
+            || words
+                .iter()
+                .any(|word| word.len() > WORD_BYTES_MAX || word.contains('\0'))
+        {
             return Err(nonsense("its command line"));
         }
         let odd = |block: &BlockSpec| block.bytes > BLOCK_BYTES_MAX || block.bytes % PAGE_SIZE != 0;
@@ -120,7 +133,11 @@ impl MachineSpec {
     /// The first thing that is missing or in the way, by name.
     pub fn check_host(&self) -> Result<()> {
         let arguments = Arguments::parse(self.arguments.clone());
-        if let Some(unfit) = arguments.unfit().iter().find(|unfit| unfit.severity == Severity::Starts) {
+        if let Some(unfit) = arguments
+            .unfit()
+            .iter()
+            .find(|unfit| unfit.severity == Severity::Starts)
+        {
             return Err(MachineError::refused(format!(
                 "the destination cannot start the machine from its own command line: {unfit} (receive --vm-command)"
             )));
@@ -156,7 +173,9 @@ impl MachineSpec {
             _ => (path.as_path(), "the file"),
         };
         let cure = match needed.usage {
-            FileUse::Disk { .. } => "a machine's disk must lie on storage that both hosts see, at the same path",
+            FileUse::Disk { .. } => {
+                "a machine's disk must lie on storage that both hosts see, at the same path"
+            }
             FileUse::Socket => "start the program that makes this socket there, too",
             FileUse::Start | FileUse::Memory | FileUse::Shared => "make it there, or copy it",
         };
@@ -184,7 +203,10 @@ impl MachineSpec {
 
     fn check_device(&self, device: &NeededDevice) -> Result<()> {
         let (path, what) = match device {
-            NeededDevice::Interface { name, .. } => (Path::new("/sys/class/net").join(name), format!("network interface {name}")),
+            NeededDevice::Interface { name, .. } => (
+                Path::new("/sys/class/net").join(name),
+                format!("network interface {name}"),
+            ),
             NeededDevice::Node { path, .. } => (path.clone(), format!("device {}", path.display())),
         };
         match path.exists() {
@@ -200,7 +222,8 @@ impl MachineSpec {
     /// # Errors
     /// There is not.
     pub fn check_memory(&self) -> Result<()> {
-        let text = std::fs::read_to_string("/proc/meminfo").map_err(MachineError::file("read", "/proc/meminfo"))?;
+        let text =
+            std::fs::read_to_string("/proc/meminfo").map_err(MachineError::file("read", "/proc/meminfo"))?;
         let available = text
             .lines()
             .find_map(|line| line.strip_prefix("MemAvailable:"))

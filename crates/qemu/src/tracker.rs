@@ -133,7 +133,10 @@ impl Tracker {
             regions.clear();
             self.pagemap.scan(start..end, ScanArgs::written(), &mut regions)?;
             let index = first.space.0 as usize;
-            let written: Vec<PageRun> = regions.iter().map(|region| run(index, block.host, region)).collect();
+            let written: Vec<PageRun> = regions
+                .iter()
+                .map(|region| run(index, block.host, region))
+                .collect();
             crate::memory::intersect(group, &written, out);
         }
         Ok(())

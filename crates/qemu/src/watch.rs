@@ -49,7 +49,9 @@ fn by_device(machine: &mut Machine, how: Injection) -> Result<Made> {
     let device = File::options().read(true).write(true).open(DEVICE);
     let device = device.map_err(MachineError::file("open", DEVICE))?;
     let pid = machine.pid();
-    machine.qmp.execute_with_fd("getfd", json!({ "fdname": FD_NAME }), device.as_fd())?;
+    machine
+        .qmp
+        .execute_with_fd("getfd", json!({ "fdname": FD_NAME }), device.as_fd())?;
     let made = number_of(pid).and_then(|device| {
         let how = Injection {
             device: Some(device),
