@@ -59,8 +59,14 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// A whole host, in the network of `neighbour` if there is one.
-    pub(crate) fn whole(name: &str, group: &str, neighbour: Option<&Host>) -> Result<Self> {
+    /// A whole host, in the network of `neighbour` if there is one. It sees the machine's directory `shared` at
+    /// [`SHARED`](crate::SHARED).
+    pub(crate) fn whole(
+        name: &str,
+        group: &str,
+        neighbour: Option<&Host>,
+        shared: Option<&Path>,
+    ) -> Result<Self> {
         let groups = Groups::create(group)?;
         let mut command = enter(&groups);
         let network = match neighbour {
@@ -74,7 +80,8 @@ impl Host {
         command
             .args(unshare.split(' ').chain(network.split_terminator(' ')))
             .args(["/bin/bash", "-c", include_str!("host.sh"), "host.sh", name])
-            .env("WHIMBREL_TESTBED_CGROUPS", groups.describe());
+            .env("WHIMBREL_TESTBED_CGROUPS", groups.describe())
+            .env("WHIMBREL_TESTBED_SHARED", shared.unwrap_or(Path::new("")));
         let keeper = start_keeper(command, name)?;
         Ok(Self {
             name: name.to_string(),

@@ -23,6 +23,13 @@ mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 
+# A directory of the machine that several hosts see, as they would see shared storage. Not through the overlay: that
+# would give each host a copy of its own of whatever it writes to.
+if [[ -n $WHIMBREL_TESTBED_SHARED ]]; then
+    mkdir -p srv/shared
+    mount --bind "$WHIMBREL_TESTBED_SHARED" srv/shared
+fi
+
 # The same cgroup hierarchies at the same places, seen from this host's own group.
 if [[ $WHIMBREL_TESTBED_CGROUPS == *v1* ]]; then
     mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup

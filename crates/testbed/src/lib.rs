@@ -15,6 +15,8 @@
 //!
 //! A [`Relay`] in the network of the client makes the way between the hosts longer, and can be cut.
 //!
+//! A host can also run a virtual machine ([`vm`]), whose guest checks itself.
+//!
 //! Everything lives and dies with the [`TwoHosts`] that made it, also when its owner is killed: each host's PID 1
 //! waits for the end of a pipe.
 #![forbid(unsafe_code)]
@@ -29,6 +31,7 @@ mod running;
 mod two_hosts;
 
 pub mod programs;
+pub mod vm;
 
 pub use error::{Error, Result};
 pub use host::{Command, Host};
@@ -36,4 +39,4 @@ pub use inventory::Inventory;
 pub use network::Traffic;
 pub use relay::Relay;
 pub use running::{Finished, Running};
-pub use two_hosts::{at, Builder, TwoHosts, ALPHA, BETA, CLIENT};
+pub use two_hosts::{at, Builder, TwoHosts, ALPHA, BETA, CLIENT, SHARED};

@@ -65,6 +65,17 @@ pub(crate) fn give_addresses(host: &Host, number: u8, interface: &str) -> Result
     )
 }
 
+/// Makes a tap device, plugged into the bridge of `host`, that lasts until it is removed or the host is.
+pub(crate) fn make_tap(host: &Host, tap: &str) -> Result<()> {
+    tool(host, &format!("ip tuntap add dev {tap} mode tap"))?;
+    tool(host, &format!("ip link set {tap} master br0 up"))
+}
+
+/// Removes what [`make_tap`] made.
+pub(crate) fn remove_tap(host: &Host, tap: &str) -> Result<()> {
+    tool(host, &format!("ip link delete {tap}"))
+}
+
 /// Shapes the cable of `host` in both directions; `rate` as tc(8) writes it.
 pub(crate) fn shape(switch: &Host, host: &Host, rate: &str) -> Result<()> {
     let shaper = format!("root tbf rate {rate} burst {SHAPER_BURST} latency {SHAPER_QUEUE}");

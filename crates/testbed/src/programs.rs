@@ -18,16 +18,31 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs")
 }
 
+/// The directory that holds what a virtual machine runs.
+pub(crate) fn guest_sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guest")
+}
+
 /// Compiles `tests/programs/NAME.c` unless that is done already, and gives the program's path.
 pub fn c(name: &str) -> Result<PathBuf> {
     let source = sources().join(name).with_extension("c");
-    compiled(&source, name, |target| {
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-            .arg(target)
-            .arg(&source);
-        gcc
+    compiled(&source, name, |target| gcc(&source, target, &["-g"]))
+}
+
+/// Compiles the workload of the virtual machines: it is alone there, without any library.
+pub(crate) fn guest() -> Result<PathBuf> {
+    let source = guest_sources().join("guest.c");
+    compiled(&source, "guest", |target| {
+        gcc(&source, target, &["-static", "-s"])
     })
+}
+
+fn gcc(source: &Path, target: &Path, more: &[&str]) -> Command {
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"])
+        .args(more);
+    gcc.arg("-o").arg(target).arg(source);
+    gcc
 }
 
 /// Compiles `tests/programs/NAME.java` into a jar unless that is done already, and gives the jar's path.

@@ -18,12 +18,16 @@ pub const BETA: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 /// Address of the client.
 pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100));
 
+/// Where both hosts see what [`Builder::shared`] gave them.
+pub const SHARED: &str = "/srv/shared";
+
 /// How the two hosts shall be.
 #[derive(Clone, Debug)]
 pub struct Builder {
     rate: Option<String>,
     one_network: bool,
     programs: Vec<PathBuf>,
+    shared: Option<PathBuf>,
 }
 
 impl Builder {
@@ -51,15 +55,23 @@ impl Builder {
         self
     }
 
+    /// Both hosts see this directory of the machine at [`SHARED`]: the same files, with working locks between the
+    /// hosts, as on shared storage.
+    pub fn shared(mut self, directory: impl AsRef<Path>) -> Self {
+        self.shared = Some(directory.as_ref().to_path_buf());
+        self
+    }
+
     /// Makes them.
     pub fn build(self) -> Result<TwoHosts> {
         // Several pairs of hosts may exist at once.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let alpha = Host::whole("alpha", &format!("{count}-alpha"), None)?;
+        let shared = self.shared.as_deref();
+        let alpha = Host::whole("alpha", &format!("{count}-alpha"), None, shared)?;
         let neighbour = self.one_network.then_some(&alpha);
         let hosts = TwoHosts {
-            beta: Host::whole("beta", &format!("{count}-beta"), neighbour)?,
+            beta: Host::whole("beta", &format!("{count}-beta"), neighbour, shared)?,
             alpha,
             client: Host::network_only("client")?,
             switch: Host::network_only("switch")?,
@@ -109,6 +121,7 @@ impl TwoHosts {
             rate: Some("1gbit".to_string()),
             one_network: false,
             programs: Vec::new(),
+            shared: None,
         }
     }
 

@@ -1,0 +1,61 @@
+//! A virtual machine that runs in a host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Doing, Result};
+use crate::host::Host;
+use crate::network;
+use crate::running::Running;
+use crate::vm::guest::Guest;
+use crate::vm::options::VmOptions;
+use crate::vm::serial::Serial;
+
+/// QEMU in a host. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Vm {
+    /// What the guest says.
+    pub serial: Serial,
+    /// QEMU's process: its PID, its output, its end.
+    pub running: Running,
+    qmp: PathBuf,
+}
+
+impl Vm {
+    /// Starts it and listens to its serial line. Its tap device must be there ([`make_tap`]).
+    pub fn start(host: &Host, guest: &Guest, options: &VmOptions) -> Result<Self> {
+        guest.install(host)?;
+        // QEMU's processors compete with the hosts under test for the machine's: they give way.
+        let program = ["nice", "-n", "5", "qemu-system-x86_64"].map(str::to_string);
+        let words = program.into_iter().chain(options.arguments(guest));
+        Ok(Self {
+            running: host.command(words).spawn()?,
+            serial: Serial::of(host, &options.name),
+            qmp: host.path(options.qmp()),
+        })
+    }
+
+    /// Where the machine (not the host) finds QEMU's monitor. Short enough for a socket's address.
+    pub fn qmp(&self) -> &Path {
+        &self.qmp
+    }
+}
+
+/// Makes a tap device, plugged into the bridge of `host`. It goes with the host, or by [`remove_tap`].
+pub fn make_tap(host: &Host, tap: &str) -> Result<()> {
+    network::make_tap(host, tap)
+}
+
+/// Removes a tap device.
+pub fn remove_tap(host: &Host, tap: &str) -> Result<()> {
+    network::remove_tap(host, tap)
+}
+
+/// Makes a raw image of `mib` MiB in which no two blocks are alike.
+pub fn disk_image(path: &Path, mib: u32) -> Result<()> {
+    let bytes: Vec<u8> = (0..u64::from(mib) << 17)
+        // Fibonacci hashing: distinct for distinct words.
+        .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect();
+    fs::write(path, bytes).doing(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,17 @@
+//! Virtual machines in the hosts: QEMU without KVM, and a guest that checks its memory, its disk and its clocks.
+//!
+//! [`Guest`] is what runs in them (`tests/guest`), [`VmOptions`] says what a machine is made of, [`Vm`] is one that
+//! runs, [`Serial`] hears what the guest says, and [`gap`] tells what a move did to it.
+
+mod cpio;
+mod guest;
+mod machine;
+mod options;
+mod serial;
+mod ticks;
+
+pub use guest::{Guest, INITRD, KERNEL};
+pub use machine::{disk_image, make_tap, remove_tap, Vm};
+pub use options::{Machine, Ram, VmOptions, Writer, GUEST, GUEST_PORT};
+pub use serial::Serial;
+pub use ticks::{gap, Gap, Line, Record, Tick};
