@@ -26,6 +26,8 @@ use crate::spec::MachineSpec;
 /// How long QEMU may take until its monitor answers: it may allocate all of its memory before.
 const START_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long whoever waits for its end waits at once.
+const REAP_EVERY: Duration = Duration::from_secs(3600);
 /// How much of QEMU's log an error shows, in bytes.
 const LOG_TAIL: usize = 600;
 /// Files in a machine's directory.
@@ -161,11 +163,7 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
     let noted = fs::write(directory.join(PID), child.id().to_string());
     noted.map_err(MachineError::file("write", directory.join(PID)))?;
     let machine = connect(&mut child, resources, &log, command.is_some());
-    // It may outlive us, and somebody has to wait for it as long as it does not.
-    let reaper = thread::Builder::new()
-        .name("machine".into())
-        .spawn(move || child.wait());
-    drop(reaper);
+    reap(child)?;
     let machine = machine?;
     resources.process = Some(machine.process);
     let noted = fs::write(directory.join(PID), machine.pid().to_string());
@@ -175,6 +173,18 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
         remove(fs::remove_file(&file), &file)?;
     }
     Ok(machine)
+}
+
+/// It may outlive us, and somebody has to wait for it as long as it does not. Only when it has ended: whoever waits for a child takes what its
+/// tracer waits for.
+fn reap(mut child: Child) -> Result<()> {
+    let process = pidfd::open(child.id() as i32)?;
+    let wait = move || {
+        while !pidfd::wait_exit(process.as_fd(), REAP_EVERY).unwrap_or(true) {}
+        let _ = child.wait();
+    };
+    let thread = thread::Builder::new().name("machine".into()).spawn(wait);
+    thread.map(drop).map_err(MachineError::file("start", "a thread"))
 }
 
 fn by_command(spec: &MachineSpec, command: &str, resources: &MachineResources) -> Result<(Command, PathBuf)> {

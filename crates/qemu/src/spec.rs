@@ -148,7 +148,13 @@ impl MachineSpec {
         for device in arguments.devices() {
             self.check_device(&device)?;
         }
-        for socket in arguments.listening() {
+        // The monitor of an earlier move stays behind.
+        let own = arguments.own_monitor();
+        for socket in arguments
+            .listening()
+            .into_iter()
+            .filter(|socket| Some(socket) != own.as_ref())
+        {
             let path = self.absolute(&socket);
             if std::os::unix::net::UnixStream::connect(&path).is_ok() {
                 return Err(MachineError::refused(format!(

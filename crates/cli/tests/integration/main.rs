@@ -8,6 +8,7 @@ mod errors;
 mod failure;
 mod frozen;
 mod hugepages;
+mod machines;
 mod moves;
 mod postcopy;
 mod rig;

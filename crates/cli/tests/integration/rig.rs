@@ -21,8 +21,9 @@ const PORT: u16 = 7440;
 pub const LONG: Duration = Duration::from_secs(120);
 
 /// What stays once it was made: our directories, the record of the last move, and the directory of every JVM of a user.
-const MAY_STAY: [&str; 5] = [
+const MAY_STAY: [&str; 6] = [
     "file /run/whimbrel",
+    "file /run/whimbrel/machines",
     "file /run/whimbrel/journal",
     "file /run/whimbrel/workloads",
     "file /tmp/move.json",
@@ -48,6 +49,8 @@ impl Side {
 /// How a move shall be made.
 #[derive(Clone, Debug, Default)]
 pub struct How {
+    /// What moves, if not [`NAME`].
+    pub workload: Option<String>,
     /// Further arguments of `migrate`.
     pub arguments: Vec<String>,
     /// Further arguments of `receive`.
@@ -188,7 +191,7 @@ impl Rig {
         let fixed = [
             "whimbrel",
             "migrate",
-            NAME,
+            how.workload.as_deref().unwrap_or(NAME),
             &reached_at,
             "--json",
             "/tmp/move.json",

@@ -132,11 +132,10 @@ impl VmOptions {
 
     /// All arguments of QEMU, without the program's name. Nothing is looked at or made for it.
     pub fn arguments(&self, guest: &Guest) -> Vec<String> {
-        let mut list: Vec<String> =
-            "-nodefaults -no-user-config -display none -no-reboot -accel tcg,thread=multi"
-                .split(' ')
-                .map(str::to_string)
-                .collect();
+        let mut list: Vec<String> = "-nodefaults -no-user-config -display none -accel tcg,thread=multi"
+            .split(' ')
+            .map(str::to_string)
+            .collect();
         let mut add = |option: &str, value: String| list.extend([option.to_string(), value]);
         add("-name", self.name.clone());
         add("-object", self.backend());

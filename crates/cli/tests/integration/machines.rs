@@ -1,0 +1,197 @@
+//! Virtual machines that move: a guest that checks its own memory and its disk, ticks on its serial line, and answers clients over its network.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use whimbrel_qemu::qmp::Qmp;
+use whimbrel_testbed::vm::{
+    disk_image, gap, make_tap, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, GUEST, GUEST_PORT,
+};
+use whimbrel_testbed::{at, TwoHosts, SHARED};
+
+use crate::rig::{How, Rig, Side, LONG};
+
+/// The machine's name.
+const VM: &str = "vm";
+
+/// Every kind of move.
+const STRATEGIES: [&str; 7] = [
+    "--strategy precopy",
+    "--strategy postcopy",
+    "--strategy hybrid",
+    "--strategy stopcopy",
+    "--strategy postcopy --prepage push",
+    "--strategy postcopy --prepage demand --residual-max 3s",
+    "--strategy hybrid --passes 2 --prepage push",
+];
+
+/// A directory of the machine for the disk, removed in the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("whimbrel-vm-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        disk_image(&path.join("disk"), 4).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Two hosts and a machine that runs on one of them.
+struct Machines {
+    rig: Rig,
+    side: Side,
+    /// What the guest says where it is now.
+    serial: Serial,
+    /// As long as it has not moved.
+    first: Option<Vm>,
+    _scratch: Scratch,
+}
+
+fn in_memory() -> Ram {
+    Ram::SharedFile {
+        path: PathBuf::from("/dev/shm/vm"),
+    }
+}
+
+impl Machines {
+    /// A machine with a disk and a network on alpha, which has come so far that it checks what it wrote.
+    fn boot(options: VmOptions) -> Self {
+        let scratch = Scratch::new();
+        let rig = Rig::with(TwoHosts::builder().shared(&scratch.0), &[]);
+        let guest = Guest::build().unwrap();
+        for host in [&rig.hosts.alpha, &rig.hosts.beta] {
+            make_tap(host, "tap0").unwrap();
+            guest.install(host).unwrap();
+        }
+        let options = VmOptions {
+            disk: Some(Path::new(SHARED).join("disk")),
+            tap: Some("tap0".to_string()),
+            ..options
+        };
+        let mut vm = Vm::start(&rig.hosts.alpha, &guest, &options).unwrap();
+        let pages = u64::from(options.writer.mb) * 256;
+        let ready = vm
+            .serial
+            .wait_tick(|tick| tick.pages > pages && tick.disk_passes > 0, LONG);
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", vm.running.output()));
+        let serial = std::mem::replace(&mut vm.serial, Serial::open(Path::new("/nowhere")));
+        Self {
+            rig,
+            side: Side::Alpha,
+            serial,
+            first: Some(vm),
+            _scratch: scratch,
+        }
+    }
+
+    fn how(&self, arguments: &str) -> How {
+        How {
+            workload: Some(format!("qemu:/run/{VM}.qmp")),
+            ..How::with(arguments)
+        }
+    }
+
+    fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.rig.host(self.side).path(format!("/run/{VM}.qmp"))).unwrap()
+    }
+
+    /// A client of the guest.
+    fn client(&self) -> Client {
+        let stream = self
+            .rig
+            .hosts
+            .client
+            .connect(at(GUEST, GUEST_PORT), LONG)
+            .unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        Client(BufReader::new(stream))
+    }
+
+    /// Moves it to the other host, and looks whether the guest has seen anything of it but a pause.
+    fn moves(&mut self, arguments: &str) -> Gap {
+        let there = self.side.other();
+        let heard = Serial::of(self.rig.host(there), VM);
+        let record = self.rig.moved(self.side, &self.how(arguments));
+        assert!(record["downtime_us"].as_u64().is_some(), "{record}");
+        let source = std::mem::replace(&mut self.serial, heard);
+        self.side = there;
+        self.first = None;
+        let before = source.ticks().last().unwrap().clone();
+        let gone_on = |tick: &whimbrel_testbed::vm::Tick| {
+            tick.pages > before.pages + 4096 && tick.disk_passes > before.disk_passes + 1
+        };
+        self.serial.wait_tick(gone_on, LONG).unwrap();
+        let seen = gap(&source.record(), &self.serial.record()).unwrap();
+        println!(
+            "{arguments}: gap {:.0} ms, the guest's {:.0} ms, downtime {} us of {} us",
+            seen.ms, seen.guest_ms, record["downtime_us"], record["total_us"]
+        );
+        assert!(seen.contiguous, "{arguments}: {seen:?}");
+        assert_eq!(seen.errors, 0, "{arguments}: {seen:?}");
+        seen
+    }
+}
+
+/// One connection to the guest that lasts.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn ask(&mut self, line: &str) -> String {
+        let stream = self.0.get_mut();
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        answer.trim_end().to_string()
+    }
+}
+
+#[test]
+fn a_machine_with_shared_memory_moves_by_every_strategy() {
+    let mut machines = Machines::boot(VmOptions {
+        ram: in_memory(),
+        ..VmOptions::new(VM)
+    });
+    let mut client = machines.client();
+    assert_eq!(client.ask("hold 16"), "hold 16 ok");
+    for strategy in STRATEGIES {
+        machines.moves(strategy);
+        assert_eq!(client.ask("check"), "check 16 bad=0");
+    }
+    reboots(&mut machines);
+}
+
+/// The firmware must be there, too.
+fn reboots(machines: &mut Machines) {
+    let boot = machines.serial.ticks().last().unwrap().boot.clone();
+    machines.qmp().execute("system_reset", json!({})).unwrap();
+    let again = machines
+        .serial
+        .wait_tick(|tick| tick.boot != boot && tick.seq > 10, LONG);
+    assert_eq!(again.unwrap().errors, 0);
+}
+
+#[test]
+fn a_microvm_with_private_memory_and_two_processors_moves_by_every_strategy() {
+    let mut machines = Machines::boot(VmOptions {
+        machine: Machine::Microvm,
+        vcpus: 2,
+        ram: Ram::Private,
+        ..VmOptions::new(VM)
+    });
+    let mut client = machines.client();
+    assert_eq!(client.ask("hold 16"), "hold 16 ok");
+    for strategy in STRATEGIES {
+        machines.moves(strategy);
+        assert_eq!(client.ask("check"), "check 16 bad=0");
+    }
+    reboots(&mut machines);
+}
