@@ -96,9 +96,17 @@ pub(crate) fn set_cut(switch: &Host, host: &Host, cut: bool) -> Result<()> {
 
 /// What `interface` of `host` has counted since it exists.
 pub(crate) fn traffic(host: &Host, interface: &str) -> Result<Traffic> {
+    Ok(counted(&counters(host)?, interface).unwrap_or_default())
+}
+
+/// Whether `host` has this interface.
+pub(crate) fn exists(host: &Host, interface: &str) -> Result<bool> {
+    Ok(counted(&counters(host)?, interface).is_some())
+}
+
+fn counters(host: &Host) -> Result<String> {
     let path = format!("/proc/{}/net/dev", host.pid());
-    let text = fs::read_to_string(&path).doing(|| format!("cannot read {path}"))?;
-    Ok(counted(&text, interface).unwrap_or_default())
+    fs::read_to_string(&path).doing(|| format!("cannot read {path}"))
 }
 
 /// Finds the counters in the text of `/proc/net/dev` (proc_pid_net(5)): 8 columns received, 8 columns sent.

@@ -1,14 +1,14 @@
 //! A virtual machine that runs in a host.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::error::{Doing, Result};
 use crate::host::Host;
 use crate::network;
 use crate::running::Running;
 use crate::vm::guest::Guest;
-use crate::vm::options::VmOptions;
+use crate::vm::options::{Ram, VmOptions};
 use crate::vm::serial::Serial;
 
 /// QEMU in a host. It is killed when this is dropped.
@@ -22,9 +22,14 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts it and listens to its serial line. Its tap device must be there ([`make_tap`]).
+    /// Makes its tap device unless that is there already, starts it, and listens to its serial line.
     pub fn start(host: &Host, guest: &Guest, options: &VmOptions) -> Result<Self> {
         guest.install(host)?;
+        if let Some(tap) = &options.tap {
+            if !network::exists(host, tap)? {
+                make_tap(host, tap)?;
+            }
+        }
         // QEMU's processors compete with the hosts under test for the machine's: they give way.
         let program = ["nice", "-n", "5", "qemu-system-x86_64"].map(str::to_string);
         let words = program.into_iter().chain(options.arguments(guest));
@@ -35,13 +40,35 @@ impl Vm {
         })
     }
 
+    /// Ends it, and removes all that it has in the host: sockets, tap device, and its memory if that is a file.
+    pub fn remove(self, host: &Host, options: &VmOptions) -> Result<()> {
+        drop(self);
+        let sockets = [options.qmp(), options.serial()].map(PathBuf::from);
+        let memory = match &options.ram {
+            Ram::SharedFile { path } => Some(path.clone()),
+            Ram::Private | Ram::Memfd => None,
+        };
+        for file in sockets.into_iter().chain(memory) {
+            let path = host.path(file);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done.doing(|| format!("cannot remove {}", path.display()))?,
+            }
+        }
+        match &options.tap {
+            Some(tap) if network::exists(host, tap)? => remove_tap(host, tap),
+            _ => Ok(()),
+        }
+    }
+
     /// Where the machine (not the host) finds QEMU's monitor. Short enough for a socket's address.
     pub fn qmp(&self) -> &Path {
         &self.qmp
     }
 }
 
-/// Makes a tap device, plugged into the bridge of `host`. It goes with the host, or by [`remove_tap`].
+/// Makes a tap device, plugged into the bridge of `host`, for a machine that is going to come. It goes with the host, or
+/// by [`remove_tap`].
 pub fn make_tap(host: &Host, tap: &str) -> Result<()> {
     network::make_tap(host, tap)
 }

@@ -81,11 +81,13 @@ pub struct VmOptions {
     pub disk_mb_per_s: u32,
     /// A tap device of the host, for a network card of the guest, which is at [`GUEST`] then.
     pub tap: Option<String>,
-    /// Whether there is a balloon, through which the guest also reports pages that it does not use.
+    /// Whether there is a balloon, through which the guest also reports memory that it does not use, in blocks of
+    /// 2 MiB. A guest of 128 MiB is too cramped to have such blocks.
     pub balloon: bool,
     /// More words for the guest's kernel.
     pub kernel_words: String,
-    /// More arguments for QEMU, such as `-incoming defer`.
+    /// More arguments for QEMU, such as `-incoming defer`. (With an address there, QEMU would listen to it only after
+    /// its sockets exist.)
     pub more: Vec<String>,
 }
 

@@ -84,9 +84,20 @@ impl Serial {
         self.shared.lock().ticks()
     }
 
-    /// Whether the line is heard: what the guest says from now on is not lost.
-    pub fn connected(&self) -> bool {
-        self.shared.connected.load(Ordering::Relaxed)
+    /// Waits until the line is heard: what the guest says from then on is not lost.
+    pub fn wait_connected(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while !self.shared.connected.load(Ordering::Relaxed) {
+            if Instant::now() >= deadline {
+                return Err(Error::Late {
+                    what: format!("{}: a connection", self.path.display()),
+                    limit,
+                    seen: "nothing".to_string(),
+                });
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// Waits for a tick such as this, from the first one on. Gives up when QEMU has ended.
