@@ -122,6 +122,9 @@ impl Machines {
         let heard = Serial::of(self.rig.host(there), VM);
         let record = self.rig.moved(self.side, &self.how(arguments));
         assert!(record["downtime_us"].as_u64().is_some(), "{record}");
+        if std::env::var_os("WHIMBREL_TEST_RECORD").is_some() {
+            println!("{record}");
+        }
         let source = std::mem::replace(&mut self.serial, heard);
         self.side = there;
         self.first = None;
