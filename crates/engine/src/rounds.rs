@@ -73,7 +73,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
         self.tell();
         self.tally.path = Path {
             round_trip: self.barriers.round_trip,
-            bandwidth: self.migration.progress(self.timeline.elapsed()).bandwidth,
+            bandwidth: self.migration.link_rate(),
         };
         // Behind all that is there when it starts, and before the last barrier: the destination arms itself for them.
         self.sender.missing(self.migration.residual().runs())

@@ -4,16 +4,19 @@
 
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use whimbrel_policy::packing::Packing;
 use whimbrel_policy::{PageRun, Sent};
-use whimbrel_wire::{BulkWriter, Run, FRAME_PAGES_MAX, PAGE_BYTES};
+use whimbrel_wire::{BulkWriter, Packer, Run, FRAME_PAGES_MAX, PAGE_BYTES};
 
 use crate::contract::{PageStore, Workload};
 use crate::error::{Error, Result};
 
 /// A piece with so many pages leaves in one write.
 const HELD_PAGES_MAX: u64 = 32;
+/// Fewer pages are not worth packing: their latency counts, not their bytes.
+const PACKED_PAGES_MIN: u64 = 4;
 /// Pages in a piece.
 const PIECE_PAGES: u64 = FRAME_PAGES_MAX as u64;
 
@@ -55,6 +58,10 @@ pub(crate) struct PageSender {
     writer: BulkWriter<Outlet>,
     peer: String,
     buffer: Vec<u8>,
+    packer: Option<Packer>,
+    packing: Packing,
+    /// Contents that do not lie one after the other, to be packed.
+    gathered: Vec<u8>,
 }
 
 /// Reads pages as [`Workload::read`] does.
@@ -83,6 +90,10 @@ impl PageSender {
             writer: BulkWriter::new(Outlet { stream, held: None }),
             peer,
             buffer,
+            // Without one pages travel as they are.
+            packer: Packer::new().ok(),
+            packing: Packing::default(),
+            gathered: Vec::new(),
         }
     }
 
@@ -175,6 +186,7 @@ impl PageSender {
     }
 
     fn send_piece(&mut self, read: Read<'_>, piece: &[PageRun], sent: &mut Sent) -> Result<()> {
+        let begun = Instant::now();
         let pages: u64 = piece.iter().map(|run| run.count).sum();
         let mut buffer = std::mem::take(&mut self.buffer);
         let content = &mut buffer[..pages as usize * PAGE_BYTES];
@@ -183,7 +195,12 @@ impl PageSender {
             let readable = without(piece, &failed);
             let (full, zero) = split_zeros(&readable, content);
             sent.failed.append(&mut failed);
-            self.write_parts(&full, &zero, content)?;
+            let waiting = self.write_parts(&full, &zero, content)?;
+            let page_bytes = full.iter().map(|part| part.run.count).sum::<u64>() * PAGE_BYTES as u64;
+            if page_bytes > 0 {
+                self.packing.sent(page_bytes, begun.elapsed(), waiting);
+            }
+            sent.page_bytes += page_bytes;
             sent.zero.extend(zero);
             Ok(())
         });
@@ -191,15 +208,40 @@ impl PageSender {
         result
     }
 
-    fn write_parts(&mut self, full: &[Part], zero: &[PageRun], content: &[u8]) -> Result<()> {
+    /// Packed if that is worth it. How long the stream made us wait.
+    fn write_parts(&mut self, full: &[Part], zero: &[PageRun], content: &[u8]) -> Result<Duration> {
+        let zeros: Vec<_> = zero.iter().copied().map(wire_run).collect();
+        let pages: u64 = full.iter().map(|part| part.run.count).sum();
+        if pages >= PACKED_PAGES_MIN && self.packing.is_packed() {
+            if let Some(mut packer) = self.packer.take() {
+                let packed = packer.pack(gathered(full, content, &mut self.gathered));
+                let runs: Vec<Run> = full.iter().map(|part| wire_run(part.run)).collect();
+                let begun = Instant::now();
+                let written = packed.map(|packed| {
+                    self.write(|writer| {
+                        writer.packed(&runs, packed)?;
+                        writer.zeros(&zeros)
+                    })
+                });
+                self.packer = Some(packer);
+                if let Some(written) = written {
+                    return written.map(|()| begun.elapsed());
+                }
+            }
+        }
+        let begun = Instant::now();
+        self.write_plain(full, &zeros, content)?;
+        Ok(begun.elapsed())
+    }
+
+    fn write_plain(&mut self, full: &[Part], zeros: &[Run], content: &[u8]) -> Result<()> {
         let bytes = |part: &Part| {
             let from = part.at * PAGE_BYTES;
             &content[from..from + part.run.count as usize * PAGE_BYTES]
         };
-        let zeros: Vec<_> = zero.iter().copied().map(wire_run).collect();
         self.write(|writer| {
             writer.pages(full.iter().map(|part| (wire_run(part.run), bytes(part))))?;
-            writer.zeros(&zeros)
+            writer.zeros(zeros)
         })
     }
 
@@ -212,6 +254,23 @@ impl PageSender {
             cause,
         })
     }
+}
+
+/// The contents of the parts one after the other.
+fn gathered<'a>(full: &[Part], content: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    let bytes = |part: &Part| {
+        let from = part.at * PAGE_BYTES;
+        &content[from..from + part.run.count as usize * PAGE_BYTES]
+    };
+    let adjoin = |pair: &[Part]| matches!(pair, [a, b] if a.at + a.run.count as usize == b.at);
+    if let (Some(first), true) = (full.first(), full.windows(2).all(adjoin)) {
+        let pages: usize = full.iter().map(|part| part.run.count as usize).sum();
+        return &content[first.at * PAGE_BYTES..][..pages * PAGE_BYTES];
+    }
+    scratch.clear();
+    full.iter()
+        .for_each(|part| scratch.extend_from_slice(bytes(part)));
+    scratch
 }
 
 pub(crate) fn wire_run(run: PageRun) -> Run {

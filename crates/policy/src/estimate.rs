@@ -44,7 +44,12 @@ pub struct Bandwidth {
 impl Bandwidth {
     /// Adds `bytes` that kept the link busy for `busy`. Samples below 4 MiB only count until there is a larger one.
     pub fn add(&mut self, bytes: u64, busy: Duration) {
-        let average = if bytes >= SAMPLE_BYTES_MIN {
+        self.add_packed(bytes, bytes, busy);
+    }
+
+    /// The same for bytes that were fewer on the wire: those are what a socket's buffer takes.
+    pub fn add_packed(&mut self, bytes: u64, wire_bytes: u64, busy: Duration) {
+        let average = if wire_bytes >= SAMPLE_BYTES_MIN {
             &mut self.large
         } else {
             &mut self.small

@@ -13,6 +13,7 @@ pub mod estimate;
 pub mod fact;
 mod ledger;
 pub mod migration;
+pub mod packing;
 pub mod pages;
 pub mod postcopy;
 mod progress;

@@ -99,6 +99,8 @@ pub struct Sent {
     pub failed: Vec<PageRun>,
     /// Bytes put on the wire.
     pub wire_bytes: u64,
+    /// What they were before they were packed; less than `wire_bytes` if nothing was.
+    pub page_bytes: u64,
     /// Time in which pages with content were read and sent, one after the other without a pause, and until they had arrived. Reading
     /// counts too: the last pages go the same way, at the same pace.
     pub busy: Duration,
@@ -259,6 +261,8 @@ pub struct Migration {
     ledger: Ledger,
     facts: Facts,
     bandwidth: Bandwidth,
+    /// The same in bytes on the wire.
+    link: Bandwidth,
     dirty_rate: Option<u64>,
     phase: Phase,
     /// What the phases `Round` and `LastPages` send.
@@ -295,6 +299,7 @@ impl Migration {
             ledger: Ledger::default(),
             facts: Facts::default(),
             bandwidth: Bandwidth::default(),
+            link: Bandwidth::default(),
             dirty_rate: None,
             phase: if live { Phase::Scan } else { Phase::Freeze },
             sending: Sending::default(),
@@ -595,7 +600,10 @@ impl Migration {
         self.sent.sent += counts.sent;
         self.sent.zero += counts.zero;
         self.wire_bytes = self.wire_bytes.saturating_add(sent.wire_bytes);
-        self.bandwidth.add(sent.wire_bytes, sent.busy);
+        // What pages get is what the last ones will get; what the link carries is what a reply will wait behind.
+        let page_bytes = sent.page_bytes.max(sent.wire_bytes);
+        self.bandwidth.add_packed(page_bytes, sent.wire_bytes, sent.busy);
+        self.link.add(sent.wire_bytes, sent.busy);
         if let Some(max) = self.limits.bandwidth_max {
             self.send_from = self.send_from.saturating_add(time_for(sent.wire_bytes, max));
         }
@@ -630,7 +638,12 @@ impl Migration {
         Ok(())
     }
 
-    /// Bytes per second: measured, or believed, and never above the limit.
+    /// Bytes per second on the wire while it was busy, however many pages they were.
+    pub fn link_rate(&self) -> Option<u64> {
+        self.link.rate()
+    }
+
+    /// Bytes of pages per second: measured, or believed, and never above the limit.
     fn bandwidth(&self) -> Option<u64> {
         let rate = self.bandwidth.rate().or(self.hints.bandwidth);
         match (rate, self.limits.bandwidth_max) {

@@ -1,6 +1,7 @@
 //! Layouts, pages and the state on a bulk stream, in one order.
 //!
 //! Payloads: `Layout` and `State` opaque bytes; `Pages` a run (24 bytes) and its content; `Zero` and `Drop` a run; `Barrier` its number, u64.
+//! `Packed`: the number of runs, u32, the runs, and the contents of all of them as one frame of zstd (RFC 8878).
 //! `Missing`, `Settled`, `Refused` a run; `Hurry` and `Alive` nothing.
 //! A run is: space u32, 0 u32, first page u64, number of pages u64.
 
@@ -8,6 +9,7 @@ use std::io::{self, IoSlice, Read, Write};
 
 use crate::error::{Error, Result};
 use crate::frame::{Header, Kind, Run, FRAME_PAGES_MAX, HEADER_BYTES, PAGE_BYTES, RUN_BYTES};
+use crate::pack::Unpacked;
 
 /// Header and run before the content of a `Pages` frame.
 const PREFIX_BYTES: usize = HEADER_BYTES + RUN_BYTES;
@@ -108,6 +110,35 @@ impl<W: Write> BulkWriter<W> {
         }
         self.prefixes = prefixes;
         result
+    }
+
+    /// Writes pages whose contents, one after the other, were packed by [`crate::Packer`]: [`FRAME_PAGES_MAX`] in all at most.
+    pub fn packed(&mut self, runs: &[Run], packed: &[u8]) -> Result<()> {
+        let pages = runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.count));
+        if pages.is_none_or(|pages| pages > u64::from(FRAME_PAGES_MAX)) {
+            return Err(Error::Damaged {
+                what: "packed pages of our own",
+            });
+        }
+        let mut head = Vec::with_capacity(HEADER_BYTES + 4 + runs.len() * RUN_BYTES);
+        let length = 4 + runs.len() * RUN_BYTES + packed.len();
+        let kind = Kind::Packed;
+        if length > kind.length_max() as usize {
+            return Err(crate::frame::too_long(
+                kind,
+                length as u64,
+                u64::from(kind.length_max()),
+            ));
+        }
+        let header = Header {
+            length: length as u32,
+            kind,
+            flags: 0,
+        };
+        head.extend_from_slice(&header.encode());
+        head.extend_from_slice(&(runs.len() as u32).to_le_bytes());
+        runs.iter().for_each(|run| head.extend_from_slice(&run.encode()));
+        self.write(&mut [IoSlice::new(&head), IoSlice::new(packed)])
     }
 
     /// Writes runs of pages that are zero.
@@ -233,6 +264,7 @@ pub struct BulkReader<R> {
     pending: Option<Run>,
     opaque: Vec<u8>,
     bytes: u64,
+    unpacked: Unpacked,
 }
 
 impl<R: Read> BulkReader<R> {
@@ -247,6 +279,7 @@ impl<R: Read> BulkReader<R> {
             pending: None,
             opaque: Vec::new(),
             bytes: 0,
+            unpacked: Unpacked::default(),
         }
     }
 
@@ -259,6 +292,9 @@ impl<R: Read> BulkReader<R> {
     pub fn next_bulk(&mut self) -> Result<Option<Bulk<'_>>> {
         if let Some(run) = self.pending.take() {
             return self.pages(run).map(Some);
+        }
+        if let Some((run, place)) = self.unpacked.next() {
+            return Ok(Some(Bulk::Pages(run, self.unpacked.content(place))));
         }
         if self.end == self.start && !self.fill()? {
             return Ok(None);
@@ -277,6 +313,16 @@ impl<R: Read> BulkReader<R> {
             Kind::Pages => {
                 let run = self.run(header, true)?;
                 self.pages(run).map(Some)
+            }
+            Kind::Packed => {
+                self.read_opaque(header.length as usize)?;
+                self.unpacked.unpack(&self.opaque)?;
+                // There is at least one run.
+                let (run, place) = self
+                    .unpacked
+                    .next()
+                    .ok_or(Error::Damaged { what: "packed pages" })?;
+                Ok(Some(Bulk::Pages(run, self.unpacked.content(place))))
             }
             Kind::Zero => Ok(Some(Bulk::Zero(self.run(header, false)?))),
             Kind::Drop => Ok(Some(Bulk::Drop(self.run(header, false)?))),
@@ -421,6 +467,7 @@ mod tests {
         Layout(usize),
         State(usize),
         Pages(Vec<Run>),
+        Packed(Vec<Run>),
         Zero(Vec<Run>),
         Drop(Vec<Run>),
         Barrier(u64),
@@ -434,6 +481,7 @@ mod tests {
             (0usize..3_000_000).prop_map(Step::State),
             proptest::collection::vec(run(u64::from(FRAME_PAGES_MAX)), 0..4).prop_map(Step::Pages),
             proptest::collection::vec(run(3), 0..600).prop_map(Step::Pages),
+            proptest::collection::vec(run(3), 1..80).prop_map(Step::Packed),
             proptest::collection::vec(run(1 << 40), 0..4).prop_map(Step::Zero),
             proptest::collection::vec(run(1 << 40), 0..4).prop_map(Step::Drop),
             any::<u64>().prop_map(Step::Barrier),
@@ -475,6 +523,18 @@ mod tests {
                     runs.iter()
                         .flat_map(|r| pages(r).into_iter().map(move |p| page(r, p))),
                 );
+            }
+            Step::Packed(runs) => {
+                let numbers = |r: &Run| r.first..r.first + r.count;
+                let data: Vec<u8> = runs
+                    .iter()
+                    .flat_map(numbers)
+                    .flat_map(|p| vec![content(p); PAGE_BYTES])
+                    .collect();
+                let mut packer = crate::Packer::new().unwrap();
+                writer.packed(runs, packer.pack(&data).unwrap()).unwrap();
+                let page = |r: &Run, p| Told::Page(r.space, p, content(p));
+                told.extend(runs.iter().flat_map(|r| numbers(r).map(move |p| page(r, p))));
             }
             Step::Zero(runs) => {
                 writer.zeros(runs).unwrap();

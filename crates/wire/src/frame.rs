@@ -51,6 +51,8 @@ pub enum Kind {
     Barrier = 20,
     /// Bulk: the state beside the memory.
     State = 21,
+    /// Bulk: runs of pages and their contents, packed together.
+    Packed = 23,
     /// Bulk, and faults to the source: a run of pages that the destination lacks.
     Missing = 22,
     /// Faults, to the destination: a run of pages that the source takes for settled; look again and wake.
@@ -87,6 +89,7 @@ impl Kind {
             20 => Kind::Barrier,
             21 => Kind::State,
             22 => Kind::Missing,
+            23 => Kind::Packed,
             32 => Kind::Settled,
             33 => Kind::Refused,
             34 => Kind::Hurry,
@@ -114,6 +117,7 @@ impl Kind {
             Kind::State => "a state",
             Kind::Layout => "a layout",
             Kind::Pages => "a run of pages",
+            Kind::Packed => "packed pages",
             Kind::Zero => "a run of zero pages",
             Kind::Drop => "a run of dropped pages",
             Kind::Barrier => "a barrier",
@@ -139,6 +143,8 @@ impl Kind {
             Kind::State => STATE_BYTES_MAX,
             Kind::Layout => LAYOUT_BYTES_MAX,
             Kind::Pages => RUN_BYTES as u32 + FRAME_PAGES_MAX * PAGE_BYTES as u32,
+            // As many runs as pages at most; and content that packing makes longer is not packed.
+            Kind::Packed => 4 + FRAME_PAGES_MAX * (RUN_BYTES + PAGE_BYTES) as u32,
             Kind::Zero | Kind::Drop | Kind::Missing | Kind::Settled | Kind::Refused | Kind::Gone => {
                 RUN_BYTES as u32
             }

@@ -8,6 +8,7 @@
 //! | [`frame`] | the header before everything else, and the limits |
 //! | [`control`] | messages |
 //! | [`bulk`] | layouts and pages |
+//! | [`pack`] | pages packed together |
 //! | [`wish`] | faults and acknowledgements of post-copy |
 //!
 //! Whatever arrives is hostile: no input makes a decoder panic, and none makes it reserve memory beyond what has arrived.
@@ -21,6 +22,7 @@ pub mod handshake;
 #[doc(hidden)]
 pub mod hostile;
 pub mod key;
+pub mod pack;
 pub mod wish;
 
 pub use bulk::{Bulk, BulkReader, BulkWriter};
@@ -29,4 +31,5 @@ pub use error::{Error, Result};
 pub use frame::{Run, FRAME_PAGES_MAX, PAGE_BYTES};
 pub use handshake::{initiate, respond, Greeting, StreamKind, Versions};
 pub use key::{Key, MigrationId};
+pub use pack::Packer;
 pub use wish::{write_wishes, FaultTimes, Latency, Wish, WishReader};
