@@ -120,8 +120,17 @@ pub struct StopArgs {
 /// `check`
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// A name given by `run`, the PID of a process, or qemu:PATH with a QEMU machine's monitor
+    /// A name given by `run`, the PID of a process, or qemu:PATH with the socket of a virtual machine's monitor
     pub workload: String,
+    /// Where `whimbrel receive` listens, to ask it, too: it prepares everything and lets it go again
+    #[arg(value_name = "HOST:PORT", value_parser = host_and_port, requires = "key")]
+    pub destination: Option<String>,
+    /// The one-time key that `receive` printed; it can be used again afterwards
+    #[arg(long, env = "WHIMBREL_KEY", hide_env_values = true, value_name = "KEY")]
+    pub key: Option<Key>,
+    /// Give up when the other end is silent for so long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub link_timeout: Duration,
 }
 
 /// `migrate`

@@ -1,52 +1,74 @@
-//! `whimbrel check`: what stands in the way of a move, without a destination. Nothing is touched.
+//! `whimbrel check`: what stands in the way of a move, here and at a destination that is asked. Nothing is touched.
 
-use std::path::Path;
-
-use whimbrel_engine::Workload;
+use whimbrel_engine::source::{ask, SourceOptions, ASK_FOR};
+use whimbrel_engine::{Error, ResidualOptions, Workload};
+use whimbrel_policy::{Hints, Limits, Migration, StopCopy};
+use whimbrel_wire::MigrationId;
 
 use crate::args::CheckArgs;
 use crate::exit::refused;
-use crate::host;
 use crate::migrate::{monitor_of, Target};
 use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
+use crate::watch::Watch;
+use crate::{host, interrupt};
 
 /// Says that it can move, or why not.
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let name = match monitor_of(&args.workload) {
-        Some(path) => machine(path)?,
-        None => process(&args.workload)?,
+        Some(monitor) => {
+            require(&[SYS_PTRACE, SYS_ADMIN])?;
+            require_kernel_of_source()?;
+            host::tidy();
+            let mut machine = host::machine(monitor)?;
+            let name = machine.name().to_owned();
+            looked_at(&mut machine, name, args)?
+        }
+        None => {
+            require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
+            require_kernel_of_source()?;
+            host::tidy();
+            let target = Target::find(&args.workload)?;
+            let mut process = host::workload(target.pid, target.entry.as_ref())?;
+            looked_at(&mut process, target.name, args)?
+        }
     };
-    println!("{}", can_move(&name));
+    println!("{}", can_move(&name, args.destination.as_deref()));
     Ok(())
 }
 
-fn can_move(name: &str) -> String {
+fn can_move(name: &str, destination: Option<&str>) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
-    format!("{} can move", name.chars().map(clean).collect::<String>())
-}
-
-/// What `migrate` looks at before it touches anything. The name of what can move.
-fn process(workload: &str) -> anyhow::Result<String> {
-    require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
-    require_kernel_of_source()?;
-    host::tidy();
-    let target = Target::find(workload)?;
-    let mut process = host::workload(target.pid, target.entry.as_ref())?;
-    match process.describe() {
-        Ok(_) => Ok(target.name),
-        Err(error) => Err(refused(format!("{} cannot move: {error}", target.name))),
+    let name: String = name.chars().map(clean).collect();
+    match destination {
+        Some(destination) => format!("{name} can move to {destination}"),
+        None => format!("{name} can move"),
     }
 }
 
-/// The same of the machine with the monitor `path`.
-fn machine(path: &Path) -> anyhow::Result<String> {
-    require(&[SYS_PTRACE, SYS_ADMIN])?;
-    require_kernel_of_source()?;
-    host::tidy();
-    let mut machine = host::machine(path)?;
-    match machine.describe() {
-        Ok(_) => Ok(machine.name().to_owned()),
-        Err(error) => Err(refused(format!("{} cannot move: {error}", machine.name()))),
+/// What `migrate` looks at before it touches anything, at both ends if there are two.
+fn looked_at<W: Workload>(workload: &mut W, name: String, args: &CheckArgs) -> anyhow::Result<String> {
+    let refusal = match (&args.destination, &args.key) {
+        (Some(destination), Some(key)) => {
+            let options = SourceOptions {
+                id: MigrationId::random()?,
+                key: key.clone(),
+                destination: destination.clone(),
+                workload_name: name.clone(),
+                migration: Migration::new(Box::new(StopCopy), Limits::default(), Hints::default()),
+                residual: ResidualOptions::default(),
+                link_timeout: args.link_timeout,
+                followed: false,
+                ask_for: ASK_FOR,
+                journals: host::journals(),
+                cancel: interrupt::watch()?,
+            };
+            ask(workload, options, &mut Watch::new(None)?).err()
+        }
+        _ => workload.describe().err().map(Error::workload),
+    };
+    match refusal {
+        Some(why) => Err(refused(format!("{name} cannot move: {why}"))),
+        None => Ok(name),
     }
 }
 
@@ -56,6 +78,6 @@ mod tests {
 
     #[test]
     fn a_name_does_not_move_the_cursor() {
-        assert_eq!(can_move("sh\n (7)"), "sh  (7) can move");
+        assert_eq!(can_move("sh\n (7)", None), "sh  (7) can move");
     }
 }

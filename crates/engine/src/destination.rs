@@ -114,7 +114,10 @@ impl Reception {
                     whereabouts: Whereabouts::Untouched,
                 }) if !self.is_cancelled() => {
                     let source = &incoming.source;
-                    observer.warning(&format!("the migration from {source} did not begin: {error}"));
+                    observer.warning(&match error {
+                        Error::OnlyAsked => format!("{source} asked whether a workload could come; it could"),
+                        error => format!("the migration from {source} did not begin: {error}"),
+                    });
                 }
                 result => return result,
             }
@@ -224,6 +227,11 @@ impl Reception {
             return Err(refused);
         }
         let taken = destination.take_over(&mut journal, &control, &mut inbox, &cut);
+        if let Err(error @ Error::OnlyAsked) = taken {
+            let discarded = destination.discard(&[]).and_then(|()| journal.remove());
+            discarded.map_err(untouched)?;
+            return Err(untouched(error));
+        }
         let taken = taken.map_err(|error| inbox.explain(error));
         self.switch_over(
             incoming.id,
@@ -347,9 +355,10 @@ impl<R: Replica> Destination<'_, '_, R> {
     ) -> Result<()> {
         control.say(&Message::SpecAccepted)?;
         let bulk = inbox.wait("the bulk stream", |event| match event {
-            Event::Bulk(stream) => Taken::Yes(stream),
+            Event::Bulk(stream) => Taken::Yes(Ok(stream)),
+            Event::Message(Message::OnlyAsked) => Taken::Yes(Err(Error::OnlyAsked)),
             other => Taken::No(other),
-        })?;
+        })??;
         cut.add(&bulk).map_err(|cause| Error::Socket {
             what: "share a connection".into(),
             cause,

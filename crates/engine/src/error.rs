@@ -47,6 +47,9 @@ pub enum Error {
     /// The other end failed and said why.
     #[error("the other end gave up: {0}")]
     Aborted(Sentence),
+    /// The source wanted to know whether its workload could come, and nothing else.
+    #[error("the source only asked")]
+    OnlyAsked,
     /// The other end said something that has no place here.
     #[error(
         "the other end said {got} where {expected} was expected: install the same release on both hosts"

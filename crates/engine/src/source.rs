@@ -78,6 +78,21 @@ pub fn migrate<W: Workload>(
     result
 }
 
+/// Asks the destination whether `workload` could come, with everything that it prepares for one that does, and moves nothing.
+///
+/// # Errors
+/// Why it cannot move, or not to there. It was not touched.
+pub fn ask<W: Workload>(
+    workload: &mut W,
+    options: SourceOptions,
+    observer: &mut dyn Observer,
+) -> Result<(), Error> {
+    let mut source = Source::new(workload, options, observer);
+    let asked = source.ask();
+    source.timeline.end();
+    asked.map_err(|error| source.line.inbox.explain(error))
+}
+
 struct Source<'w, 'o, W> {
     workload: &'w mut W,
     options: SourceOptions,
@@ -126,6 +141,17 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         let sent = self.send_all(spec, &mut journal, &mut sender);
         let error = sent.err().map(|error| self.line.inbox.explain(error));
         self.switch_over(journal, sender, error)
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        self.begin(Phase::Check)?;
+        let spec = self.workload.describe().map_err(Error::workload)?;
+        self.begin(Phase::Connect)?;
+        self.connect()?;
+        self.begin(Phase::Prepare)?;
+        self.control()?.say(&Message::Spec(spec))?;
+        self.line.inbox.wait_for(&Message::SpecAccepted)?;
+        self.control()?.say(&Message::OnlyAsked)
     }
 
     /// Begins a phase that can still be cancelled.

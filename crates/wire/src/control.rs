@@ -92,6 +92,8 @@ pub enum Message {
     Abort(Sentence),
     /// Destination: I have forgotten the migration, as you said I may.
     Forgotten,
+    /// Source: that was all I wanted to know; forget the migration, nothing will come.
+    OnlyAsked,
     // The one below travels in frames of its own kind. It must stay last: serde does not count skipped variants
     // when it reads, but does when it writes. New messages go before it, never between others.
     /// Source: this wants to come to you.
@@ -118,6 +120,7 @@ impl Message {
             Message::Undecided => "Undecided",
             Message::Abort(_) => "Abort",
             Message::Forgotten => "Forgotten",
+            Message::OnlyAsked => "OnlyAsked",
         }
     }
 }

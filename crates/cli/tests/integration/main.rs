@@ -8,6 +8,7 @@ mod errors;
 mod failure;
 mod frozen;
 mod hugepages;
+mod machine_checks;
 mod machines;
 mod moves;
 mod postcopy;
