@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo build test soak bench lint setup
+.PHONY: demo build test kvm-test soak bench lint setup
 
 # One machine, two hosts made of namespaces, a real server that moves under load. Under two minutes.
 demo: setup
@@ -16,6 +16,10 @@ build: setup
 # The moves run one after the other: they share two cores, and a starved test only looks like a broken one.
 test: setup
 	$(CARGO) test --workspace -- --test-threads=1
+
+# Machines whose processors are those of this host. Needs /dev/kvm.
+kvm-test: setup
+	$(CARGO) test --package whimbrel --test integration -- --ignored kvm --test-threads=1 --nocapture
 
 # The same tests with the long counts: 1,000 moves of the memory torture instead of 10, and so on.
 soak: setup

@@ -37,6 +37,19 @@ pub(crate) fn guest() -> Result<PathBuf> {
     })
 }
 
+/// Assembles the guest of the machines with KVM: an image in the place of the firmware.
+pub(crate) fn tiny_guest() -> Result<PathBuf> {
+    let source = guest_sources().join("tiny.S");
+    compiled(&source, "tiny", |target| {
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-nostdlib", "-static", "-Wl,--build-id=none"])
+            .args(["-Wl,-Ttext=0x7c00", "-Wl,--oformat=binary", "-o"])
+            .arg(target)
+            .arg(&source);
+        gcc
+    })
+}
+
 fn gcc(source: &Path, target: &Path, more: &[&str]) -> Command {
     let mut gcc = Command::new("gcc");
     gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"])

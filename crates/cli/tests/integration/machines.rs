@@ -3,14 +3,16 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
 use whimbrel_testbed::vm::{
     disk_image, gap, make_tap, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, GUEST, GUEST_PORT,
 };
 use whimbrel_testbed::{at, TwoHosts, SHARED};
 
+use crate::compare::{moves_exactly, second_monitor, Paused};
 use crate::rig::{How, Rig, Side, LONG};
 
 /// The machine's name.
@@ -118,9 +120,18 @@ impl Machines {
 
     /// Moves it to the other host, and looks whether the guest has seen anything of it but a pause.
     fn moves(&mut self, arguments: &str) -> Gap {
+        self.moves_by(arguments, |rig, side, how| rig.moved(side, how))
+    }
+
+    /// The same, and looks at every page.
+    fn moves_exactly(&mut self, arguments: &str, paused: Paused) {
+        self.moves_by(arguments, |rig, side, how| moves_exactly(rig, side, how, paused));
+    }
+
+    fn moves_by(&mut self, arguments: &str, by: impl FnOnce(&Rig, Side, &How) -> Value) -> Gap {
         let there = self.side.other();
         let heard = Serial::of(self.rig.host(there), VM);
-        let record = self.rig.moved(self.side, &self.how(arguments));
+        let record = by(&self.rig, self.side, &self.how(arguments));
         assert!(record["downtime_us"].as_u64().is_some(), "{record}");
         if std::env::var_os("WHIMBREL_TEST_RECORD").is_some() {
             println!("{record}");
@@ -197,4 +208,19 @@ fn a_microvm_with_private_memory_and_two_processors_moves_by_every_strategy() {
         assert_eq!(client.ask("check"), "check 16 bad=0");
     }
     reboots(&mut machines);
+}
+
+#[test]
+fn no_byte_of_a_machine_is_lost_on_the_way() {
+    for ram in [in_memory(), Ram::Private] {
+        let mut machines = Machines::boot(VmOptions {
+            ram,
+            more: second_monitor(),
+            ..VmOptions::new(VM)
+        });
+        let meanwhile = Paused::Meanwhile(Duration::from_millis(300));
+        machines.moves_exactly("--strategy precopy", meanwhile);
+        machines.moves_exactly("--strategy postcopy", Paused::Before);
+        machines.moves_exactly("--strategy hybrid", Paused::Before);
+    }
 }

@@ -143,7 +143,12 @@ impl Rig {
 
     /// Moves the workload, which must succeed, and gives the last line of the record.
     pub fn moved(&self, from: Side, how: &How) -> Value {
-        let mut moving = self.begin_move(from, how);
+        let moving = self.begin_move(from, how);
+        self.arrived(from, moving)
+    }
+
+    /// Waits for the end of a move that must succeed, and gives the last line of the record.
+    pub fn arrived(&self, from: Side, mut moving: Moving) -> Value {
         let source = moving.migrate.wait(LONG).unwrap();
         if !source.success() {
             let destination = moving

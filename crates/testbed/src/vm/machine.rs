@@ -30,13 +30,17 @@ impl Vm {
                 make_tap(host, tap)?;
             }
         }
+        Self::spawn(host, &options.name, options.arguments(guest))
+    }
+
+    /// Starts QEMU with these arguments, which name the sockets of the machine `name`.
+    pub(crate) fn spawn(host: &Host, name: &str, arguments: Vec<String>) -> Result<Self> {
         // QEMU's processors compete with the hosts under test for the machine's: they give way.
         let program = ["nice", "-n", "5", "qemu-system-x86_64"].map(str::to_string);
-        let words = program.into_iter().chain(options.arguments(guest));
         Ok(Self {
-            running: host.command(words).spawn()?,
-            serial: Serial::of(host, &options.name),
-            qmp: host.path(options.qmp()),
+            running: host.command(program.into_iter().chain(arguments)).spawn()?,
+            serial: Serial::of(host, name),
+            qmp: host.path(format!("/run/{name}.qmp")),
         })
     }
 

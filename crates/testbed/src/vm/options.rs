@@ -140,7 +140,7 @@ impl VmOptions {
             .collect();
         let mut add = |option: &str, value: String| list.extend([option.to_string(), value]);
         add("-name", self.name.clone());
-        add("-object", self.backend());
+        add("-object", self.ram.backend(self.memory_bytes()));
         add("-machine", format!("{},memory-backend=ram", self.machine.name()));
         add("-smp", self.vcpus.to_string());
         add("-kernel", KERNEL.to_string());
@@ -177,19 +177,6 @@ impl VmOptions {
         }
         list.extend(self.more.iter().cloned());
         list
-    }
-
-    /// The memory. Its size is also the machine's: `-m` counts in whole MiB.
-    fn backend(&self) -> String {
-        let size = self.memory_bytes();
-        match &self.ram {
-            Ram::Private => format!("memory-backend-ram,id=ram,size={size}"),
-            Ram::Memfd => format!("memory-backend-memfd,id=ram,size={size},share=on"),
-            Ram::SharedFile { path } => format!(
-                "memory-backend-file,id=ram,size={size},share=on,mem-path={}",
-                path.display()
-            ),
-        }
     }
 
     fn device(&self, kind: &str) -> String {
@@ -230,6 +217,20 @@ impl VmOptions {
             let _ = write!(line, " {}", self.kernel_words);
         }
         line
+    }
+}
+
+impl Ram {
+    /// The object that QEMU shall make of it. Its size is also the machine's: `-m` counts in whole MiB.
+    pub(crate) fn backend(&self, size: u64) -> String {
+        match self {
+            Ram::Private => format!("memory-backend-ram,id=ram,size={size}"),
+            Ram::Memfd => format!("memory-backend-memfd,id=ram,size={size},share=on"),
+            Ram::SharedFile { path } => format!(
+                "memory-backend-file,id=ram,size={size},share=on,mem-path={}",
+                path.display()
+            ),
+        }
     }
 }
 

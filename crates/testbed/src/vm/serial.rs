@@ -102,33 +102,43 @@ impl Serial {
 
     /// Waits for a tick such as this, from the first one on. Gives up when QEMU has ended.
     pub fn wait_tick(&self, wanted: impl Fn(&Tick) -> bool, limit: Duration) -> Result<Tick> {
+        let tick = |line: &Line| Tick::parse(line.at, &line.text).filter(&wanted);
+        self.wait_line("a certain tick", tick, limit)
+    }
+
+    /// Waits for a line of which `wanted` makes something, from the first one on. Gives up when QEMU has ended.
+    pub fn wait_line<T>(
+        &self,
+        what: &str,
+        wanted: impl Fn(&Line) -> Option<T>,
+        limit: Duration,
+    ) -> Result<T> {
         let deadline = Instant::now() + limit;
         let mut seen = 0;
         let mut heard = self.shared.lock();
         loop {
             let ended = self.reader.as_ref().is_none_or(JoinHandle::is_finished);
-            let new = heard.lines.get(seen..).unwrap_or_default();
-            let found = new.iter().filter_map(|line| Tick::parse(line.at, &line.text));
-            if let Some(tick) = found.into_iter().find(&wanted) {
-                return Ok(tick);
+            let mut new = heard.lines.iter().skip(seen);
+            if let Some(found) = new.find_map(&wanted) {
+                return Ok(found);
             }
             seen = heard.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
             if ended || left.is_zero() {
-                return Err(self.late(&heard, ended, limit));
+                return Err(self.late(what, &heard, ended, limit));
             }
             let waited = self.shared.more.wait_timeout(heard, left.min(LOOK_UP));
             heard = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn late(&self, heard: &Record, ended: bool, limit: Duration) -> Error {
+    fn late(&self, what: &str, heard: &Record, ended: bool, limit: Duration) -> Error {
         let from = heard.lines.len().saturating_sub(SHOWN);
         let mut seen: Vec<&str> = heard.lines.iter().skip(from).map(|line| &*line.text).collect();
         seen.push(&heard.rest);
         seen.extend(ended.then_some("(QEMU has ended)"));
         Error::Late {
-            what: format!("{}: a certain tick", self.path.display()),
+            what: format!("{}: {what}", self.path.display()),
             limit,
             seen: seen.join("\n"),
         }

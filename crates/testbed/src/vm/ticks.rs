@@ -99,7 +99,7 @@ impl Record {
     }
 
     /// This, and what was heard at another place from then on. A line that was cut in two becomes one again.
-    fn joined(&self, later: &Record) -> Record {
+    pub fn joined(&self, later: &Record) -> Record {
         let mut all = self.clone();
         for (index, line) in later.lines.iter().enumerate() {
             let before = if index == 0 {
