@@ -4,9 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use whimbrel_kernel::maps::{self, VmFlags};
 use whimbrel_policy::PAGE_SIZE;
 use whimbrel_qemu::blocks::{Backing, Block};
 use whimbrel_qemu::device_state::Way;
@@ -57,7 +58,7 @@ pub(crate) fn moves_exactly(rig: &Rig, from: Side, how: &How, paused: Paused) ->
     if let Err(error) = moving.migrate.wait_stopped(LONG) {
         panic!("{error}\nreceive:\n{}", moving.receive.output());
     }
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let compared = assert_same(&Memory::of(&monitor(from)), &Memory::of(&monitor(from.other())));
     moving.migrate.go_on().unwrap();
     let record = rig.arrived(from, moving);
@@ -71,6 +72,13 @@ pub(crate) fn moves_exactly(rig: &Rig, from: Side, how: &How, paused: Paused) ->
         started.elapsed().as_millis()
     );
     assert!(compared.filled > 0);
+    if paused != Paused::Before {
+        let again = record["rounds"][1]["pages_owed"].as_u64();
+        assert!(
+            again.is_some_and(|pages| pages > 0),
+            "nothing was written meanwhile: {record}"
+        );
+    }
     record
 }
 
@@ -102,6 +110,7 @@ impl Memory {
         // Also what QEMU carries by itself because it is not shared.
         let blocks = machine.memory(Way::DevicesOnly).unwrap();
         let process = File::open(format!("/proc/{}/mem", machine.pid())).unwrap();
+        wait_until_whole(machine.pid(), &blocks);
         Self { blocks, process }
     }
 
@@ -111,6 +120,25 @@ impl Memory {
             Backing::Private => self.process.read_exact_at(buffer, block.host + offset),
         };
         read.unwrap_or_else(|error| panic!("block {} at {offset:#x}: {error}", block.name));
+    }
+}
+
+/// Whoever reads what is still waited for gets EIO. That ends after the source has been told that all is there.
+fn wait_until_whole(pid: i32, blocks: &[Block]) {
+    let deadline = Instant::now() + LONG;
+    let is_whole = || {
+        let vmas = maps::read_with_flags(pid).unwrap();
+        let mut spans = blocks.iter().map(Block::span);
+        !spans.any(|span| {
+            let mut inside = vmas
+                .iter()
+                .filter(|vma| vma.start < span.end && span.start < vma.end);
+            inside.any(|vma| vma.flags.has(VmFlags::UFFD_MISSING))
+        })
+    };
+    while !is_whole() {
+        assert!(Instant::now() < deadline, "pages are still missing");
+        sleep(Duration::from_millis(2));
     }
 }
 
