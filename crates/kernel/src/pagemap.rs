@@ -60,6 +60,12 @@ impl Region {
         self.end.saturating_sub(self.start)
     }
 
+    /// Whether it is private, there and not zero; of a scan that returns these categories.
+    pub fn is_private_there(&self) -> bool {
+        use category::{FILE, PRESENT, SWAPPED, ZERO};
+        self.categories & (PRESENT | SWAPPED) != 0 && self.categories & (FILE | ZERO) == 0
+    }
+
     /// Never, for a region that the kernel told.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -123,6 +129,16 @@ impl ScanArgs {
         Self {
             flags: flag::WP_MATCHING | flag::CHECK_WPASYNC,
             ..Self::written()
+        }
+    }
+
+    /// The same, each told with what it was before: [`ScanArgs::take_all_written`] makes an entry of private memory that holds nothing
+    /// look as if it was in swap, to every later scan. As slow as [`ScanArgs::private_there`].
+    pub fn take_all_written_told() -> Self {
+        use category::{FILE, PRESENT, SWAPPED, WRITTEN, ZERO};
+        Self {
+            returned: WRITTEN | FILE | ZERO | PRESENT | SWAPPED,
+            ..Self::take_all_written()
         }
     }
 

@@ -21,6 +21,15 @@ pub struct Tracker {
     owed: Vec<PageRun>,
 }
 
+/// What a scan was told.
+#[derive(Debug, Default)]
+struct Told {
+    /// Whether it is there must be looked at.
+    unsure: Vec<PageRun>,
+    there: Vec<PageRun>,
+    gone: Vec<PageRun>,
+}
+
 impl Tracker {
     /// Nothing is tracked yet.
     ///
@@ -68,20 +77,26 @@ impl Tracker {
     /// # Errors
     /// QEMU has ended. What this scan was told is not lost.
     pub fn take(&mut self, memory: &GuestMemory) -> Result<Vec<PageRun>> {
-        let mut told = std::mem::take(&mut self.owed);
-        let outcome = self.scan(memory, ScanArgs::take_all_written(), &mut told);
+        let mut told = Told {
+            unsure: std::mem::take(&mut self.owed),
+            ..Told::default()
+        };
+        let outcome = self.scan(memory, false, &mut told);
         let there = outcome.and_then(|()| self.look(memory, &told));
         if there.is_err() {
-            self.owed = told;
+            self.owed = [told.unsure, told.there, told.gone].concat();
         }
         there
     }
 
     /// The same of a paused machine: nothing is protected any more.
     pub fn take_last(&mut self, memory: &GuestMemory) -> Result<Vec<PageRun>> {
-        let mut told = self.owed.clone();
         if self.is_armed() {
-            self.scan(memory, ScanArgs::written(), &mut told)?;
+            let mut told = Told {
+                unsure: self.owed.clone(),
+                ..Told::default()
+            };
+            self.scan(memory, true, &mut told)?;
             self.look(memory, &told)
         } else {
             let there = memory.present(&memory.everything(), false)?;
@@ -90,27 +105,43 @@ impl Tracker {
         }
     }
 
-    fn scan(&self, memory: &GuestMemory, args: ScanArgs, told: &mut Vec<PageRun>) -> Result<()> {
+    fn scan(&self, memory: &GuestMemory, last: bool, told: &mut Told) -> Result<()> {
         let mut regions = Vec::new();
         for (index, block) in memory.blocks().iter().enumerate() {
             regions.clear();
+            let is_sure = !last && !block.is_shared();
+            let args = match (last, is_sure) {
+                (true, _) => ScanArgs::written(),
+                (false, true) => ScanArgs::take_all_written_told(),
+                (false, false) => ScanArgs::take_all_written(),
+            };
             let scanned = self.pagemap.scan(block.span(), args, &mut regions);
             // Also on failure: what was told is protected now.
-            told.extend(regions.iter().map(|region| run(index, block.host, region)));
+            for region in &regions {
+                let list = match (is_sure, region.is_private_there()) {
+                    (false, _) => &mut told.unsure,
+                    (true, true) => &mut told.there,
+                    (true, false) => &mut told.gone,
+                };
+                list.push(run(index, block.host, region));
+            }
             scanned?;
         }
         Ok(())
     }
 
     /// Which of the pages that were told are there; the others are not any more.
-    fn look(&mut self, memory: &GuestMemory, told: &[PageRun]) -> Result<Vec<PageRun>> {
-        let told = Pages::from_runs(told)?;
-        let there = memory.present(&told.runs().collect::<Vec<_>>(), false)?;
-        self.present.subtract(&told);
-        for run in &there {
-            self.present.insert(*run)?;
+    fn look(&mut self, memory: &GuestMemory, told: &Told) -> Result<Vec<PageRun>> {
+        let unsure = Pages::from_runs(&told.unsure)?;
+        let mut there = memory.present(&unsure.runs().collect::<Vec<_>>(), false)?;
+        there.extend_from_slice(&told.there);
+        let there = Pages::from_runs(&there)?;
+        self.present.subtract(&unsure);
+        self.present.subtract(&Pages::from_runs(&told.gone)?);
+        for run in there.runs() {
+            self.present.insert(run)?;
         }
-        Ok(there)
+        Ok(there.runs().collect())
     }
 
     /// Which of `runs`, in order, were written since the last scan; clears nothing.

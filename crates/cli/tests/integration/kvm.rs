@@ -74,6 +74,9 @@ impl Tiny {
         let source = std::mem::replace(&mut self.serial, heard);
         self.side = there;
         self.first = None;
+        // What nobody has written does not move.
+        let memory = record["memory_bytes"].as_u64();
+        assert!(memory.is_some_and(|bytes| bytes < 48 << 20), "{record}");
         let last = passes(&source.record()).last().unwrap().number;
         after(&self.serial, last + PASSES).unwrap();
         let all = passes(&source.record().joined(&self.serial.record()));
