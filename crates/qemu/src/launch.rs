@@ -178,7 +178,10 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
 /// It may outlive us, and somebody has to wait for it as long as it does not. Only when it has ended: whoever waits for a child takes what its
 /// tracer waits for.
 fn reap(mut child: Child) -> Result<()> {
-    let process = pidfd::open(child.id() as i32)?;
+    let Ok(process) = pidfd::open(child.id() as i32) else {
+        // It has ended, and was waited for.
+        return Ok(());
+    };
     let wait = move || {
         while !pidfd::wait_exit(process.as_fd(), REAP_EVERY).unwrap_or(true) {}
         let _ = child.wait();
