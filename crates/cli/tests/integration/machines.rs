@@ -16,7 +16,7 @@ use crate::compare::{moves_exactly, second_monitor, Paused};
 use crate::rig::{How, Rig, Side, LONG};
 
 /// The machine's name.
-const VM: &str = "vm";
+pub(crate) const VM: &str = "vm";
 
 /// Every kind of move.
 const STRATEGIES: [&str; 7] = [
@@ -30,7 +30,7 @@ const STRATEGIES: [&str; 7] = [
 ];
 
 /// A directory of the machine for the disk, removed in the end.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Self {
@@ -48,17 +48,17 @@ impl Drop for Scratch {
 }
 
 /// Two hosts and a machine that runs on one of them.
-struct Machines {
-    rig: Rig,
-    side: Side,
+pub(crate) struct Machines {
+    pub(crate) rig: Rig,
+    pub(crate) side: Side,
     /// What the guest says where it is now.
-    serial: Serial,
+    pub(crate) serial: Serial,
     /// As long as it has not moved.
-    first: Option<Vm>,
+    pub(crate) first: Option<Vm>,
     _scratch: Scratch,
 }
 
-fn in_memory() -> Ram {
+pub(crate) fn in_memory() -> Ram {
     Ram::SharedFile {
         path: PathBuf::from("/dev/shm/vm"),
     }
@@ -66,7 +66,7 @@ fn in_memory() -> Ram {
 
 impl Machines {
     /// A machine with a disk and a network on alpha, which has come so far that it checks what it wrote.
-    fn boot(options: VmOptions) -> Self {
+    pub(crate) fn boot(options: VmOptions) -> Self {
         let scratch = Scratch::new();
         let rig = Rig::with(TwoHosts::builder().shared(&scratch.0), &[]);
         let guest = Guest::build().unwrap();
@@ -95,19 +95,19 @@ impl Machines {
         }
     }
 
-    fn how(&self, arguments: &str) -> How {
+    pub(crate) fn how(&self, arguments: &str) -> How {
         How {
             workload: Some(format!("qemu:/run/{VM}.qmp")),
             ..How::with(arguments)
         }
     }
 
-    fn qmp(&self) -> Qmp {
+    pub(crate) fn qmp(&self) -> Qmp {
         Qmp::connect(&self.rig.host(self.side).path(format!("/run/{VM}.qmp"))).unwrap()
     }
 
     /// A client of the guest.
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let stream = self
             .rig
             .hosts
@@ -119,7 +119,7 @@ impl Machines {
     }
 
     /// Moves it to the other host, and looks whether the guest has seen anything of it but a pause.
-    fn moves(&mut self, arguments: &str) -> Gap {
+    pub(crate) fn moves(&mut self, arguments: &str) -> Gap {
         self.moves_by(arguments, |rig, side, how| rig.moved(side, how))
     }
 
@@ -156,10 +156,10 @@ impl Machines {
 }
 
 /// One connection to the guest that lasts.
-struct Client(BufReader<TcpStream>);
+pub(crate) struct Client(BufReader<TcpStream>);
 
 impl Client {
-    fn ask(&mut self, line: &str) -> String {
+    pub(crate) fn ask(&mut self, line: &str) -> String {
         let stream = self.0.get_mut();
         stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         let mut answer = String::new();

@@ -11,6 +11,7 @@ mod frozen;
 mod hugepages;
 mod kvm;
 mod machine_checks;
+mod machine_failures;
 mod machines;
 mod moves;
 mod postcopy;

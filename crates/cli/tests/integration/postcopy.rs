@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_millis(1200);
 const NEAR: Duration = Duration::from_micros(100);
 
 /// The short count in `make test`, the long one in `make soak`.
-fn count(short: usize, soak: usize) -> usize {
+pub(crate) fn count(short: usize, soak: usize) -> usize {
     match std::env::var_os("WHIMBREL_SOAK") {
         Some(_) => soak,
         None => short,
@@ -247,10 +247,10 @@ impl Loss {
 }
 
 /// Numbers that differ with each run, unless the environment names the seed.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let named = std::env::var("WHIMBREL_TEST_SEED").ok();
         let seed = named.map_or_else(
             || RandomState::new().hash_one(0) % 1_000_000,
@@ -261,7 +261,7 @@ impl Random {
     }
 
     /// From 0 to 1.
-    fn part(&mut self) -> f64 {
+    pub(crate) fn part(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -344,7 +344,7 @@ fn wait_for_state(rig: &Rig, state: &str) {
 }
 
 /// Waits until `ps` lists such a migration.
-fn wait_until_listed(rig: &Rig, side: Side, is_wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn wait_until_listed(rig: &Rig, side: Side, is_wanted: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + LONG;
     loop {
         let listed = rig.whimbrel(side, "ps --json").output;
@@ -361,7 +361,7 @@ fn wait_until_listed(rig: &Rig, side: Side, is_wanted: impl Fn(&Value) -> bool) 
 }
 
 /// Ends the guardians of a host as kill -9 does. Hosts have PID namespaces of their own.
-fn kill_guardians(rig: &Rig, side: Side) {
+pub(crate) fn kill_guardians(rig: &Rig, side: Side) {
     let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '^whimbrel guardian' && kill -9 ${p#/proc/}; done; true";
     rig.host(side).run(["sh", "-c", script]).unwrap();
 }
