@@ -28,6 +28,8 @@ const STATE_MAX: u64 = 60 << 20;
 /// How long QEMU may take to write it, and to read it.
 const WRITE_MAX: Duration = Duration::from_secs(20);
 const READ_MAX: Duration = Duration::from_secs(60);
+/// How long it may take to stop writing.
+const CANCEL_MAX: Duration = Duration::from_secs(10);
 /// Between two questions whether it is done.
 const ASK_EVERY: Duration = Duration::from_micros(200);
 /// Under which QEMU knows our descriptor.
@@ -158,7 +160,7 @@ impl Saver {
                 // A set of descriptors is asked for one with exactly the right mode.
                 let writable = File::options().write(true).open(&path);
                 let writable = writable.map_err(MachineError::file("open", path))?;
-                let set = qmp.execute_with_fd("add-fd", json!({}), writable.as_fd())?;
+                let set = qmp.execute_with_fd("add-fd", json!({ "opaque": FD_NAME }), writable.as_fd())?;
                 let number = set["fdset-id"].as_u64().ok_or_else(|| QmpError::Strange {
                     command: "add-fd".into(),
                     what: set.to_string(),
@@ -202,6 +204,41 @@ impl Saver {
     }
 }
 
+/// Ends a migration of QEMU's own that somebody began for us: its settings can be changed again then.
+///
+/// # Errors
+/// It does not end.
+pub fn cancel(qmp: &mut Qmp) -> Result<()> {
+    let deadline = Instant::now() + CANCEL_MAX;
+    // There may be nothing to be cancelled.
+    let _ = qmp.execute("migrate_cancel", json!({}));
+    loop {
+        let told = qmp.execute("query-migrate", json!({}))?;
+        match told["status"].as_str() {
+            None | Some("none" | "completed" | "failed" | "cancelled") => return Ok(()),
+            Some(status) if Instant::now() > deadline => {
+                return Err(MachineError::unfit(format!(
+                    "QEMU's migration of the machine cannot be cancelled: its state is \"{status}\""
+                )))
+            }
+            Some(_) => thread::sleep(ASK_EVERY),
+        }
+    }
+}
+
+/// What a dead one has handed in is not needed any more.
+pub fn dismiss_left(qmp: &mut Qmp) {
+    let _ = qmp.execute("closefd", json!({ "fdname": FD_NAME }));
+    let sets = qmp.execute("query-fdsets", json!({})).unwrap_or(Value::Null);
+    for set in sets.as_array().into_iter().flatten() {
+        let fds = set["fds"].as_array();
+        let ours = fds.is_some_and(|fds| fds.iter().any(|fd| fd["opaque"] == FD_NAME));
+        if ours {
+            let _ = qmp.execute("remove-fd", json!({ "fdset-id": set["fdset-id"] }));
+        }
+    }
+}
+
 fn limited(state: Vec<u8>) -> Result<Vec<u8>> {
     match state.len() as u64 > STATE_MAX {
         true => Err(MachineError::refused(format!(
@@ -222,7 +259,7 @@ fn save_stream(qmp: &mut Qmp, stream: UnixStream) -> Result<Vec<u8>> {
     qmp.execute("migrate", json!({ "uri": format!("fd:{FD_NAME}") }))?;
     let done = wait_written(qmp);
     if done.is_err() {
-        let _ = qmp.execute("migrate_cancel", json!({}));
+        let _ = cancel(qmp);
     }
     let state = reader.join().unwrap_or_else(|_| Ok(Vec::new()));
     done?;

@@ -20,8 +20,9 @@ use crate::error::{MachineError, Result};
 use crate::machine::Machine;
 use crate::pager::PagerResources;
 use crate::qmp::QmpError;
+use crate::running::{file_name, is_qemu, pids};
 use crate::source::kill;
-use crate::spec::MachineSpec;
+use crate::spec::{decode, encode, MachineSpec};
 
 /// How long QEMU may take until its monitor answers: it may allocate all of its memory before.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +36,10 @@ const MONITOR: &str = "monitor";
 const LOG: &str = "log";
 const PID: &str = "pid";
 const TROUBLE: &str = "trouble";
+/// Ending of the list of memory files, beside the directory.
+const LIST: &str = "files";
+/// What becomes QEMU, or starts it.
+const STARTERS: [&str; 2] = ["setpriv", "sh"];
 /// Names of memory files begin with it.
 const RAM_PREFIX: &str = "whimbrel-";
 
@@ -82,14 +87,58 @@ impl MachineResources {
                 .parse()
                 .ok()?;
             let arguments = Arguments::of_process(pid).ok()?;
-            let monitor = self.monitor();
-            let ours = arguments
-                .words()
-                .iter()
-                .any(|word| word.contains(monitor.to_string_lossy().as_ref()));
-            ours.then(|| Identity::of(pid).ok()).flatten()
+            self.is_ours(&arguments).then(|| Identity::of(pid).ok()).flatten()
         };
-        self.process.or_else(noted).filter(Identity::is_alive)
+        let known = self.process.or_else(noted).filter(Identity::is_alive);
+        known.or_else(|| self.unnoted())
+    }
+
+    /// The monitor that we have named.
+    fn is_ours(&self, arguments: &Arguments) -> bool {
+        let monitor = self.monitor();
+        let monitor = monitor.to_string_lossy();
+        arguments
+            .words()
+            .iter()
+            .any(|word| word.contains(monitor.as_ref()))
+    }
+
+    /// Of one that nobody came to note.
+    fn unnoted(&self) -> Option<Identity> {
+        let is_it = |pid: &i32| {
+            let arguments = Arguments::of_process(*pid).ok();
+            arguments.is_some_and(|arguments| {
+                let starts = STARTERS.contains(&file_name(arguments.program()));
+                self.is_ours(&arguments) && (starts || is_qemu(*pid, &arguments))
+            })
+        };
+        let pid = pids().into_iter().find(is_it)?;
+        Identity::of(pid).ok().filter(Identity::is_alive)
+    }
+
+    /// The list of memory files that have a name. It does not lie in the machine's directory, which may be another user's.
+    fn list(&self) -> PathBuf {
+        self.directory.with_extension(LIST)
+    }
+
+    /// Right before they are made: the journal is written only when QEMU answers.
+    fn note_ram_files(&self) -> Result<()> {
+        match self.ram_files.is_empty() {
+            true => Ok(()),
+            false => fs::write(self.list(), encode(&self.ram_files))
+                .map_err(MachineError::file("write", self.list())),
+        }
+    }
+
+    /// Without a name they go with whoever has them open.
+    fn remove_ram_files(&self) -> Result<()> {
+        let listed = fs::read(self.list()).unwrap_or_default();
+        // One that was cut off was being written, and no file had been made.
+        let listed = decode::<Vec<PathBuf>>("a list of files", &listed).ok().flatten();
+        for file in self.ram_files.iter().chain(listed.iter().flatten()) {
+            remove(fs::remove_file(file), file)?;
+        }
+        remove(fs::remove_file(self.list()), &self.list())
     }
 
     /// Leaves a sentence where the machine's user will look for it.
@@ -106,9 +155,7 @@ impl MachineResources {
                 kill(pidfd.as_fd(), process.pid)?;
             }
         }
-        for file in &self.ram_files {
-            remove(fs::remove_file(file), file)?;
-        }
+        self.remove_ram_files()?;
         remove(fs::remove_dir_all(&self.directory), &self.directory)
     }
 }
@@ -156,6 +203,7 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
         Some(command) => by_command(spec, command, resources)?,
         None => by_arguments(spec, resources)?,
     };
+    resources.note_ram_files()?;
     let log_file = File::create(&log).map_err(MachineError::file("make", &log))?;
     let second = log_file.try_clone().map_err(MachineError::file("open", &log))?;
     start.stdin(Stdio::null()).stdout(log_file).stderr(second);
@@ -168,10 +216,8 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
     resources.process = Some(machine.process);
     let noted = fs::write(directory.join(PID), machine.pid().to_string());
     noted.map_err(MachineError::file("write", directory.join(PID)))?;
-    // QEMU has them open: without a name they go with it.
-    for file in std::mem::take(&mut resources.ram_files) {
-        remove(fs::remove_file(&file), &file)?;
-    }
+    resources.remove_ram_files()?;
+    resources.ram_files.clear();
     Ok(machine)
 }
 

@@ -17,6 +17,7 @@ pub mod running;
 pub mod source;
 pub mod spec;
 pub mod tracker;
+mod voice;
 mod watch;
 
 pub use error::MachineError;

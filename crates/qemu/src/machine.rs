@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use crate::arguments::{Arguments, Severity};
 use crate::blocks::{self, Block, Blocks, Listed};
 use crate::device_state::{knows_ignore_shared, Way, NAMED_SINCE};
 use crate::error::{MachineError, Result};
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 
 /// The oldest release that we know.
 pub const VERSION_MIN: (u32, u32, u32) = (7, 2, 0);
@@ -23,6 +25,12 @@ pub const VERSION_MIN: (u32, u32, u32) = (7, 2, 0);
 const MADE_ANEW: &str = "/rom@";
 /// Firmware of a device, which QEMU loads from its own file.
 const DEVICE_ROM: &str = ".rom";
+/// QEMU may be busy with its disks.
+const CONT_MAX: Duration = Duration::from_secs(60);
+/// Between two attempts to have the disks.
+const LOCK_AGAIN: Duration = Duration::from_millis(100);
+/// What QEMU says of a file that another one has locked (block/file-posix.c).
+const LOCKED: &str = "\" lock";
 /// One feature word of a processor: which question of CPUID, which register, which bits.
 pub type FeatureWords = BTreeMap<String, u64>;
 
@@ -115,6 +123,24 @@ impl Machine {
     pub fn is_running(&mut self) -> Result<bool> {
         let status = self.qmp.execute("query-status", json!({}))?;
         Ok(status["running"] == true)
+    }
+
+    /// Lets it run. Its disks may still be those of the machine that it was to move to, for as long as that does not know better: they are
+    /// asked for up to `patience`.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn go_on(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.qmp.execute_within("cont", json!({}), CONT_MAX) {
+                Ok(_) => return Ok(()),
+                Err(QmpError::Refused { desc, .. }) if desc.contains(LOCKED) && Instant::now() < deadline => {
+                    thread::sleep(LOCK_AGAIN);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// How the state of its devices is to be written. The main memory decides: if it is shared, QEMU can leave it out by itself, the newest releases

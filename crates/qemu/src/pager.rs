@@ -13,13 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use whimbrel_engine::waiters::{Waiter, Waiters};
 use whimbrel_engine::{Left, News, Pager, Tell};
 use whimbrel_kernel::identity::Identity;
 use whimbrel_kernel::uffd::{feature, mode, Event, Partial, Uffd};
 use whimbrel_kernel::{fd, pidfd};
-use whimbrel_kernel::{maps, remote};
+use whimbrel_kernel::{maps, proc, remote};
 use whimbrel_policy::postcopy::{Fault, ThreadId};
 use whimbrel_policy::{Page, PageRun, Pages, PAGE_SIZE};
 use whimbrel_wire::FaultTimes;
@@ -27,22 +26,23 @@ use whimbrel_wire::FaultTimes;
 use crate::blocks::{self, Block, Listed};
 use crate::error::{MachineError, Result};
 use crate::launch::MachineResources;
-use crate::machine::Machine;
 use crate::memory::GuestMemory;
-use crate::replica::lock;
 use crate::source::kill;
 use crate::spec::{decode, encode};
-use crate::watch;
+use crate::voice::{Voice, Word};
+use crate::watch::Made;
 
-const FEATURES: u64 = feature::MISSING_SHMEM | feature::THREAD_ID;
+pub(crate) const FEATURES: u64 = feature::MISSING_SHMEM | feature::THREAD_ID;
 /// Bit of a fault's flags: the thread wants to write.
 const FAULT_WRITE: u64 = 1;
 /// All blocks are one address space.
 const SPACE: u32 = 0;
 /// Pages that are placed before somebody else may have the lock.
 const PAGES_AT_ONCE: u64 = 64;
-/// Between two attempts to speak to a monitor.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long what was said to QEMU may take once it lacks nothing.
+const HEARD_MAX: Duration = Duration::from_secs(30);
+/// What a number of a descriptor must stand for.
+const USERFAULTFD: &str = "anon_inode:[userfaultfd]";
 /// The file that says what is missing, in the machine's directory.
 const MISSING: &str = "missing";
 
@@ -64,6 +64,29 @@ struct Begun {
     missing: Vec<(u32, u64, u64)>,
 }
 
+impl PagerResources {
+    fn forget_missing(&self) -> Result<()> {
+        match fs::remove_file(&self.missing) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(MachineError::file("remove", &self.missing)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Begun {
+    fn pages(&self) -> Result<Pages> {
+        let run = |(space, first, count): &(u32, u64, u64)| PageRun {
+            space: whimbrel_policy::SpaceId(*space),
+            first: *first,
+            count: *count,
+        };
+        let runs: Vec<PageRun> = self.missing.iter().map(run).collect();
+        Ok(Pages::from_runs(&runs)?)
+    }
+}
+
 /// Serves the missing pages of a machine.
 #[derive(Debug)]
 pub struct QemuPager {
@@ -73,8 +96,7 @@ pub struct QemuPager {
     ended: Arc<OwnedFd>,
     resources: MachineResources,
     made: PagerResources,
-    /// The connection to its monitor, if somebody has one.
-    machine: Option<Arc<Mutex<Machine>>>,
+    voice: Arc<Voice>,
 }
 
 #[derive(Debug)]
@@ -83,17 +105,19 @@ struct State {
     waiters: Waiters,
     is_paused: bool,
     is_finished: bool,
+    /// QEMU has no duplicate of the userfaultfd any more.
+    is_closed: bool,
 }
 
 impl QemuPager {
     /// Whoever touches one of `missing` from now on waits. None of them is there.
     pub(crate) fn arm(
-        machine: Arc<Mutex<Machine>>,
+        made: Made,
+        voice: Arc<Voice>,
         memory: GuestMemory,
         missing: &[PageRun],
         resources: &MachineResources,
     ) -> Result<(QemuPager, PagerResources)> {
-        let made = watch::make(&mut lock(&machine), FEATURES, true)?;
         for block in memory.blocks() {
             made.uffd.register(block.host, block.bytes, mode::MISSING)?;
         }
@@ -117,14 +141,7 @@ impl QemuPager {
         };
         fs::write(&pager.missing, encode(&begun)).map_err(MachineError::file("write", &pager.missing))?;
         let missing = Pages::from_runs(missing)?;
-        let new = QemuPager::new(
-            made.uffd,
-            memory,
-            missing,
-            resources,
-            pager.clone(),
-            Some(machine),
-        );
+        let new = QemuPager::new(made.uffd, memory, missing, resources, pager.clone(), voice);
         Ok((new, pager))
     }
 
@@ -134,7 +151,7 @@ impl QemuPager {
         missing: Pages,
         resources: &MachineResources,
         made: PagerResources,
-        machine: Option<Arc<Mutex<Machine>>>,
+        voice: Arc<Voice>,
     ) -> QemuPager {
         QemuPager {
             state: Mutex::new(State {
@@ -142,13 +159,14 @@ impl QemuPager {
                 waiters: Waiters::new(),
                 is_paused: false,
                 is_finished: false,
+                is_closed: false,
             }),
             uffd,
             ended: Arc::clone(memory.process()),
             memory,
             resources: resources.clone(),
             made,
-            machine,
+            voice,
         }
     }
 
@@ -170,26 +188,28 @@ impl QemuPager {
             return Ok(Left::Nothing);
         }
         let memory = watched(process.pid, &made.blocks)?;
-        let run = |(space, first, count): &(u32, u64, u64)| PageRun {
-            space: whimbrel_policy::SpaceId(*space),
-            first: *first,
-            count: *count,
-        };
-        let listed: Vec<PageRun> = begun.missing.iter().map(run).collect();
-        let mut missing = Pages::from_runs(&listed)?;
+        let voice = Arc::new(Voice::new(None, resources, memory.process())?);
+        if resources.running {
+            voice.say(Word::Cont);
+        }
+        voice.say(Word::Settle);
+        let link = proc::link(process.pid, &format!("fd/{}", made.inside));
+        if !link.is_ok_and(|link| link == USERFAULTFD) {
+            // The dead one was about to remove the list: everything had come.
+            voice.wait(HEARD_MAX)?;
+            return made.forget_missing().map(|()| Left::Nothing);
+        }
+        let mut missing = begun.pages()?;
+        let listed: Vec<PageRun> = missing.runs().collect();
         missing.subtract(&Pages::from_runs(&memory.present(&listed, true)?)?);
         let uffd = Uffd::from(pidfd::getfd(pidfd.as_fd(), made.inside)?);
-        let pager = QemuPager::new(uffd, memory, missing, resources, made.clone(), None);
+        let pager = QemuPager::new(uffd, memory, missing, resources, made.clone(), voice);
         if pager.missing_pages() == 0 {
-            pager.finish()?;
-            return Ok(Left::Nothing);
+            return pager.finish().map(|()| Left::Nothing);
         }
         // Who was told to the dead one is told to us: every thread that waits looks again.
         for block in pager.memory.blocks() {
             pager.uffd.wake(block.host, block.bytes)?;
-        }
-        if resources.running {
-            pager.post("cont")?;
         }
         Ok(Left::Pages(pager))
     }
@@ -266,7 +286,8 @@ impl QemuPager {
                     at += PAGE_SIZE;
                 }
                 Some(libc::EAGAIN) => std::thread::yield_now(),
-                Some(libc::ESRCH) => return Ok(()),
+                // It has ended, or nobody watches it any more.
+                Some(libc::ESRCH | libc::ENOENT) => return Ok(()),
                 _ => return Err(error.into()),
             }
         }
@@ -289,25 +310,27 @@ impl QemuPager {
         Ok(())
     }
 
-    /// Says something to the monitor. QEMU may be waiting for a page, so nobody may wait for it here.
-    fn post(&self, command: &'static str) -> Result<()> {
-        let (machine, resources) = (self.machine.clone(), self.resources.clone());
-        let ended = Arc::clone(&self.ended);
-        let post = move || match machine {
-            Some(machine) => drop(lock(&machine).qmp.execute(command, json!({}))),
-            // It answers when it does not wait for a page any more.
-            None => {
-                while !pidfd::wait_exit(ended.as_fd(), ASK_AGAIN).unwrap_or(true) {
-                    if Machine::attach(&resources.monitor())
-                        .is_ok_and(|mut machine| say(&mut machine, command, &resources))
-                    {
-                        break;
-                    }
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name(command.into()).spawn(post);
-        thread.map(drop).map_err(MachineError::file("start", "a thread"))
+    /// Nobody waits from here on.
+    fn unwatch(&self) -> Result<()> {
+        let mut state = self.lock();
+        let missing = state.missing.len();
+        if missing > 0 {
+            return Err(MachineError::unfit(format!(
+                "{missing} pages of the machine are missing, and it must go on waiting for them"
+            )));
+        }
+        if state.is_finished {
+            return Ok(());
+        }
+        for block in self.memory.blocks() {
+            // Whoever waits for a page that nobody ever wrote reads zeros.
+            self.uffd.unregister(block.host, block.bytes)?;
+        }
+        state.is_finished = true;
+        if std::mem::take(&mut state.is_paused) && self.resources.running {
+            self.voice.say(Word::Cont);
+        }
+        Ok(())
     }
 
     /// QEMU's own duplicate goes, too.
@@ -335,18 +358,6 @@ fn watched(pid: i32, places: &[(String, u64, u64)]) -> Result<GuestMemory> {
     };
     let blocks: Result<Vec<Block>> = places.iter().map(open).collect();
     GuestMemory::new(pid, blocks?)
-}
-
-/// What the dead controller did not come to, too. False if it is to be said again.
-fn say(machine: &mut Machine, command: &str, resources: &MachineResources) -> bool {
-    if machine.qmp.execute(command, json!({})).is_err() {
-        return false;
-    }
-    let _ = crate::replica::announce(machine);
-    if let Some(settings) = &resources.settings {
-        let _ = settings.restore(&mut machine.qmp);
-    }
-    true
 }
 
 /// The parts of `some` that are missing.
@@ -381,6 +392,7 @@ impl Pager for QemuPager {
             let mut state = self.lock();
             state.missing = Pages::new();
             state.is_finished = true;
+            state.is_closed = true;
             return Ok(false);
         }
         if is_ready(1) && !self.lock().is_finished {
@@ -439,36 +451,24 @@ impl Pager for QemuPager {
     fn pause(&self) -> Result<()> {
         let mut state = self.lock();
         if !state.is_finished && !std::mem::replace(&mut state.is_paused, true) {
-            self.post("stop")?;
+            self.voice.say(Word::Stop);
         }
         Ok(())
     }
 
+    /// Nobody waits for an answer of QEMU's before all pages are there; then everybody does, since what was said would be lost with us.
     fn finish(&self) -> Result<()> {
-        let mut state = self.lock();
-        let missing = state.missing.len();
-        if missing > 0 {
+        self.unwatch()?;
+        if !self.voice.wait(HEARD_MAX)? {
             return Err(MachineError::unfit(format!(
-                "{missing} pages of the machine are missing, and it must go on waiting for them"
+                "QEMU (process {}) lacks nothing any more and does not answer; it is asked again",
+                self.memory.pid()
             )));
         }
-        if std::mem::replace(&mut state.is_finished, true) {
-            return Ok(());
+        if !std::mem::replace(&mut self.lock().is_closed, true) {
+            self.close_inside()?;
         }
-        for block in self.memory.blocks() {
-            // Whoever waits for a page that nobody ever wrote reads zeros.
-            self.uffd.unregister(block.host, block.bytes)?;
-        }
-        self.close_inside()?;
-        if std::mem::take(&mut state.is_paused) && self.resources.running {
-            self.post("cont")?;
-        }
-        match fs::remove_file(&self.made.missing) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(MachineError::file("remove", &self.made.missing)(e))
-            }
-            _ => Ok(()),
-        }
+        self.made.forget_missing()
     }
 
     fn give_up(&self, sentence: &str) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::json;
 use whimbrel_engine::{Left, Recover};
 
+use crate::device_state;
 use crate::error::Result;
 use crate::launch::MachineResources;
 use crate::machine::Machine;
@@ -14,8 +14,8 @@ use crate::replica::announce;
 use crate::source::{self, SourceResources};
 use crate::spec::decode;
 
-/// QEMU may be busy with its disks.
-const CONT_MAX: Duration = Duration::from_secs(60);
+/// How long the disks are waited for that the destination has taken: until it notices that it has lost the machine.
+const DISKS_MAX: Duration = Duration::from_secs(60);
 const JOURNAL: &str = "what the journal says";
 
 /// Cleans up after dead controllers of machines.
@@ -36,10 +36,11 @@ impl Recover for QemuRecover {
             return Ok(());
         };
         let mut machine = Machine::attach(&resources.monitor)?;
-        // What the dead controller was in the middle of. There may be nothing to be cancelled.
-        let _ = machine.qmp.execute("migrate_cancel", json!({}));
+        // What the dead controller was in the middle of.
+        device_state::cancel(&mut machine.qmp)?;
+        device_state::dismiss_left(&mut machine.qmp);
         if resources.ran && !machine.is_running()? {
-            machine.qmp.execute_within("cont", json!({}), CONT_MAX)?;
+            machine.go_on(DISKS_MAX)?;
         }
         settings.restore(&mut machine.qmp)
     }
@@ -98,7 +99,7 @@ impl Recover for QemuRecover {
         }
         let mut machine = Machine::attach(&resources.monitor())?;
         if resources.running && !machine.is_running()? {
-            machine.qmp.execute_within("cont", json!({}), CONT_MAX)?;
+            machine.go_on(DISKS_MAX)?;
         }
         announce(&mut machine)?;
         match &resources.settings {

@@ -14,13 +14,17 @@ use crate::error::{MachineError, Result};
 use crate::launch::{self, MachineResources};
 use crate::machine::{locked_files, missing_features, Machine};
 use crate::memory::GuestMemory;
-use crate::pager::QemuPager;
+use crate::pager::{self, QemuPager};
 use crate::spec::{decode, encode, realtime_ns, MachineSpec, MachineState};
+use crate::voice::{Voice, Word};
+use crate::watch;
 
 /// Clocks that differ by more than this are told.
 const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(1);
-/// QEMU may have to wait for pages of the machine before it answers.
+/// QEMU may be busy with its disks.
 const START_MAX: Duration = Duration::from_secs(120);
+/// How long a machine that lacks pages is waited for: it starts when they come, which they may do only when we go on.
+const START_SOON: Duration = Duration::from_secs(1);
 
 /// How a machine is received.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct QemuReplica {
     resources: MachineResources,
     spec: Option<MachineSpec>,
     machine: Option<Arc<Mutex<Machine>>>,
+    /// Who speaks to it once it lacks pages.
+    voice: Option<Arc<Voice>>,
     memory: Option<GuestMemory>,
     state: Option<MachineState>,
     /// By how much the source's clock differs, if that is worth a word.
@@ -60,6 +66,7 @@ impl QemuReplica {
             options,
             spec: None,
             machine: None,
+            voice: None,
             memory: None,
             state: None,
             clock: None,
@@ -162,6 +169,16 @@ impl QemuReplica {
         memory.flush()
     }
 
+    /// What QEMU refuses it refuses at once.
+    fn start_by(&mut self, voice: &Voice) -> Result<()> {
+        if !self.is_started && self.resources.running {
+            voice.say(Word::Cont);
+            voice.wait(START_SOON)?;
+        }
+        self.is_started = true;
+        Ok(())
+    }
+
     /// The source has let its disks go when this is asked; a machine without locks there needs none here.
     fn check_locks(&self, pid: i32) -> Result<()> {
         let expected = self.spec.as_ref().is_some_and(|spec| spec.locks);
@@ -246,8 +263,10 @@ impl Replica for QemuReplica {
         }
         memory.flush()?;
         let memory = memory.clone();
-        let machine = self.machine.clone().ok_or_else(unprepared)?;
-        let (pager, made) = QemuPager::arm(machine, memory, missing, &self.resources)?;
+        let made = watch::make(&mut *self.machine()?, pager::FEATURES, true)?;
+        let voice = Voice::new(self.machine.clone(), &self.resources, memory.process())?;
+        let voice = Arc::clone(self.voice.insert(Arc::new(voice)));
+        let (pager, made) = QemuPager::arm(made, voice, memory, missing, &self.resources)?;
         self.resources.pager = Some(made);
         Ok(pager)
     }
@@ -271,6 +290,9 @@ impl Replica for QemuReplica {
     }
 
     fn start(&mut self) -> Result<()> {
+        if let Some(voice) = self.voice.clone() {
+            return self.start_by(&voice);
+        }
         if !std::mem::replace(&mut self.is_started, true) && self.resources.running {
             let mut machine = self.machine()?;
             let started = machine.qmp.execute_within("cont", json!({}), START_MAX);
@@ -285,10 +307,15 @@ impl Replica for QemuReplica {
 
     fn settle(&mut self) -> Result<()> {
         let clock = self.clock.take();
-        let mut machine = self.machine()?;
-        announce(&mut machine)?;
-        if let Some(settings) = &self.resources.settings {
-            settings.restore(&mut machine.qmp)?;
+        match &self.voice {
+            Some(voice) => voice.say(Word::Settle),
+            None => {
+                let mut machine = self.machine()?;
+                announce(&mut machine)?;
+                if let Some(settings) = &self.resources.settings {
+                    settings.restore(&mut machine.qmp)?;
+                }
+            }
         }
         match clock {
             Some(apart) => Err(MachineError::unfit(format!(
@@ -305,6 +332,7 @@ impl Replica for QemuReplica {
         }
         self.memory = None;
         self.machine = None;
+        self.voice = None;
         self.resources.discard()
     }
 }

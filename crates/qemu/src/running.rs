@@ -40,7 +40,7 @@ pub fn list() -> Vec<Running> {
         .collect()
 }
 
-fn pids() -> Vec<i32> {
+pub(crate) fn pids() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids: Vec<i32> = entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -49,7 +49,7 @@ fn pids() -> Vec<i32> {
     pids
 }
 
-fn is_qemu(pid: i32, arguments: &Arguments) -> bool {
+pub(crate) fn is_qemu(pid: i32, arguments: &Arguments) -> bool {
     let program = proc::link(pid, "exe").unwrap_or_default();
     // The file may have been replaced by an update meanwhile.
     let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
@@ -61,7 +61,7 @@ fn is_name_of_qemu(program: &str) -> bool {
     name.starts_with("qemu-system-") || matches!(name, "qemu-kvm" | "kvm")
 }
 
-fn file_name(path: &str) -> &str {
+pub(crate) fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
 

@@ -25,6 +25,9 @@ use crate::watch;
 
 /// How long QEMU may take to end itself before it is killed.
 const END_MAX: Duration = Duration::from_secs(5);
+/// How long the disks are waited for that the destination has taken. It is told that the machine stays only after that: one that does not
+/// notice by itself leaves them to our guardian.
+const DISKS_MAX: Duration = Duration::from_secs(5);
 /// How long a killed process may take to be gone: its memory is given back.
 const DEATH_MAX: Duration = Duration::from_secs(10);
 
@@ -144,13 +147,16 @@ impl QemuWorkload {
         if let Some(saver) = self.saver.take() {
             saver.dismiss(&mut self.machine.qmp);
         }
-        if std::mem::take(&mut self.is_frozen) && self.was_running {
-            self.machine.qmp.execute("cont", json!({}))?;
+        // Each only once it is done: on failure this is called again.
+        if self.is_frozen && self.was_running {
+            self.machine.go_on(DISKS_MAX)?;
         }
-        match self.resources.settings.take() {
-            Some(settings) => settings.restore(&mut self.machine.qmp),
-            None => Ok(()),
+        self.is_frozen = false;
+        if let Some(settings) = &self.resources.settings {
+            settings.restore(&mut self.machine.qmp)?;
         }
+        self.resources.settings = None;
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::postcopy::{count, kill_guardians, wait_until_listed, Random};
 use crate::rig::{How, Moving, Side, LONG};
 
 /// Slow enough that something can happen before the last page has come.
-const SLOWLY: &str = "--strategy postcopy --max-residual-bandwidth 10MB/s --link-timeout 3s";
+const SLOWLY: &str = "--strategy postcopy --max-residual-bandwidth 25MB/s --link-timeout 3s";
 
 /// When it may happen after the switch-over.
 const SOON: Duration = Duration::from_millis(800);
@@ -103,8 +103,7 @@ impl Guarded {
 
 /// Memory and disk are checked again.
 fn goes_on(serial: &Serial, before: &Tick) {
-    let gone_on =
-        |tick: &Tick| tick.pages > before.pages + 2048 && tick.disk_passes > before.disk_passes + 1;
+    let gone_on = |tick: &Tick| tick.pages > before.pages + 2048 && tick.disk_passes > before.disk_passes + 1;
     let tick = serial.wait_tick(gone_on, SETTLES).unwrap();
     assert_eq!((tick.errors, tick.disk_errors), (0, 0), "{tick:?}");
 }
@@ -485,7 +484,10 @@ fn a_machine_with_private_memory_gets_its_pages_whoever_is_killed() {
 #[test]
 fn a_machine_starts_although_the_link_is_lost_at_the_commit() {
     let mut guarded = Guarded::boot(shared());
-    for strategy in ["--strategy postcopy", "--strategy postcopy --prepage demand --residual-max 2s"] {
+    for strategy in [
+        "--strategy postcopy",
+        "--strategy postcopy --prepage demand --residual-max 2s",
+    ] {
         let heard = guarded.there();
         let place = At::Destination(Phase::Start);
         let mut moving = place.begin(&guarded.machines, strategy);
