@@ -279,6 +279,12 @@ impl Reception {
         destination.timeline.end();
         let failure = |error, whereabouts| Err(Failure { error, whereabouts });
         match left {
+            DestinationLeft::End(DestinationEnd::Runs) | DestinationLeft::Unconfirmed { runs: true }
+                if destination.given_up().is_some() =>
+            {
+                let sentence = destination.given_up().unwrap_or_default();
+                failure(Error::Ended(sentence), Whereabouts::Destination)
+            }
             DestinationLeft::End(DestinationEnd::Runs) => Ok(destination.received(id)),
             DestinationLeft::Unconfirmed { runs: true } => {
                 let source_address = destination.source.to_owned();
@@ -409,6 +415,11 @@ impl<R: Replica> Destination<'_, '_, R> {
             times: self.times,
             phases: self.timeline.times().to_vec(),
         }
+    }
+
+    /// Why it does not run here although it had come.
+    fn given_up(&self) -> Option<String> {
+        self.fetch.as_ref().and_then(Fetch::given_up)
     }
 
     /// What can wait until the source was told.

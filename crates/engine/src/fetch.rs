@@ -50,6 +50,8 @@ struct Shared<P> {
     complete: AtomicBool,
     stop: AtomicBool,
     warnings: Mutex<Vec<String>>,
+    /// Why the workload had to be ended.
+    given_up: Mutex<Option<String>>,
 }
 
 /// What wishes are written to.
@@ -78,6 +80,7 @@ impl<P: Pager> Fetch<P> {
             complete: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             warnings: Mutex::new(Vec::new()),
+            given_up: Mutex::new(None),
         });
         let for_thread = Arc::clone(&shared);
         let server = thread::Builder::new()
@@ -166,6 +169,11 @@ impl<P: Pager> Fetch<P> {
     /// How long faults took.
     pub fn times(&self) -> FaultTimes {
         self.shared.pager.times()
+    }
+
+    /// Why the workload had to be ended, if it had to: some of its pages could not be had.
+    pub fn given_up(&self) -> Option<String> {
+        lock(&self.shared.given_up).clone()
     }
 
     /// What the user should know, since this was asked before.
@@ -360,7 +368,8 @@ impl<P: Pager> Shared<P> {
             "the source cannot send page {:#x} any more (is its frozen copy gone?); the workload was ended before it could read wrong memory",
             run.first
         );
-        self.warn(sentence.clone());
+        // The first page that could not be had is as good a reason as any other.
+        lock(&self.given_up).get_or_insert_with(|| sentence.clone());
         self.pager.give_up(&sentence).map_err(Error::workload)
     }
 

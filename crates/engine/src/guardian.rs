@@ -149,7 +149,9 @@ fn settle_destination<C: Recover>(
     driver.link_timeout = options.link_timeout;
     driver.answer_for = options.answer_for;
     let left = driver.run();
-    if let Some(sentence) = driver.host.ended.take() {
+    let host = &mut driver.host;
+    let given_up = host.fetch.as_ref().and_then(Fetch::given_up);
+    if let Some(sentence) = host.ended.take().or(given_up) {
         return Err(Error::Ended(sentence));
     }
     match left {

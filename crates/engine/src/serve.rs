@@ -486,6 +486,9 @@ impl<S: PageStore> Serving<S> {
         for run in &sent.failed {
             talk.say(Word::Refused, Some(*run))?;
         }
+        if !sent.failed.is_empty() {
+            self.warn("the frozen copy cannot be read any more (has it been ended?): unless the workload does not want its pages any more, the destination ends it".to_owned());
+        }
         let event = Event::Sent {
             piece,
             wire_bytes: sent.wire_bytes,

@@ -440,9 +440,9 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
         loop {
             source.workload.forward();
             let (progress, warnings) = server.progress();
-            for warning in warnings {
-                source.timeline.observer.warning(&warning);
-            }
+            warnings
+                .iter()
+                .for_each(|one| source.timeline.observer.warning(one));
             source.timeline.observer.residual(&progress);
             noted.note(journal, &progress);
             if source.options.cancel.load(Ordering::Relaxed) {
@@ -454,6 +454,8 @@ impl<W: Workload> SourceHost for Controller<'_, '_, '_, W> {
                 Waited::Done => break,
             }
         }
+        let (_, last) = server.progress();
+        last.iter().for_each(|one| source.timeline.observer.warning(one));
         if let Some(moved) = &mut self.moved {
             moved.residual = Some(server.summary());
         }

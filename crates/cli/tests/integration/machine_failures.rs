@@ -547,7 +547,8 @@ fn a_machine_is_ended_when_its_pages_are_lost() {
     kill_machines(machines, Side::Alpha);
     let destination = moving.receive.wait(LONG).unwrap();
     let source = moving.migrate.wait(LONG).unwrap();
-    println!("{source:?}\n{destination:?}");
+    assert_eq!(destination.code, Some(5), "{destination:?}");
+    assert!(source.output.contains("cannot be read any more"), "{source:?}");
     assert_eq!(machines.rig.processes(Side::Beta, "qemu-system-x86_64"), 0);
     let told = "was ended before it could read wrong memory";
     assert!(destination.output.contains(told), "{destination:?}");
