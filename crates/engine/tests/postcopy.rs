@@ -311,7 +311,11 @@ fn a_workload_whose_frozen_copy_is_gone_is_ended_before_it_reads_anything_else()
         warnings: Vec::new(),
     };
     send(&stage, &mut workload, options, &mut observer).unwrap();
-    destination.join().unwrap().unwrap();
+    let warned = observer.warnings.iter();
+    assert_eq!(warned.filter(|one| one.contains("cannot be read")).count(), 1);
+    let failure = destination.join().unwrap().unwrap_err();
+    assert!(matches!(failure.error, Error::Ended(_)), "{failure}");
+    assert_eq!(failure.whereabouts, Whereabouts::Destination);
     let world = look(&stage.world);
     assert!(
         world.given_up.as_deref().unwrap().contains("cannot send page"),
