@@ -251,8 +251,11 @@ impl Client {
     }
 }
 
-/// What the guest must have reported as free, in bytes.
-const REPORTED: u64 = 60 << 20;
+/// Leaves the guest so many MiB.
+fn balloon(monitor: &Path, mib: u64) {
+    let mut qmp = Qmp::connect(monitor).unwrap();
+    qmp.execute("balloon", json!({ "value": mib << 20 })).unwrap();
+}
 
 /// Bytes that a file in memory takes.
 fn taken(host: &Host, path: &Path) -> u64 {
@@ -303,18 +306,16 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
     let held = taken(&rig.hosts.alpha, &ram);
     assert!(held > before + (150 << 20), "{before} {held}");
     client.ask("drop");
-    // The guest reports a part of what is free each time something becomes free, some seconds later.
+    // Free pages that the guest reports become holes in the same way, but when it likes.
+    balloon(machine.qmp(), 128);
     let deadline = Instant::now() + LONG;
-    while taken(&rig.hosts.alpha, &ram) > held - REPORTED {
+    while taken(&rig.hosts.alpha, &ram) > 150 << 20 {
         let now = taken(&rig.hosts.alpha, &ram);
         assert!(
             Instant::now() < deadline,
-            "{before} {held} {now}: too little was reported as free: {}",
-            machine.running.output()
+            "{before} {held} {now}: the balloon does not grow"
         );
-        client.ask("hold 8");
-        client.ask("drop");
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(50));
     }
     let how = |arguments: &str| How {
         workload: Some(format!("qemu:/run/{VM}.qmp")),
@@ -326,27 +327,25 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
         rounds.iter().map(|round| round[name].as_u64().unwrap()).sum()
     };
     let sent = pages(&record, "pages_sent") * 4096;
-    assert!(sent < held - REPORTED, "{sent} bytes of {held}: {record}");
+    assert!(sent < 160 << 20, "{sent} bytes of {held}: {record}");
     let there = taken_by_the_machine(&rig, Side::Beta);
-    assert!(there < held - REPORTED + (16 << 20), "{there} of {held}");
+    assert!(there < 160 << 20, "{there} of {held}");
 
     // What the balloon takes while it moves is dropped where it arrives. It takes about a second to arrive.
+    balloon(&second_monitor(&rig, Side::Beta), 384);
     let mut client = Client::of(&rig);
-    assert_eq!(client.ask("hold 60"), "hold 60 ok");
+    assert_eq!(client.ask("hold 100"), "hold 100 ok");
     client.ask("drop");
     let mut moving = rig.begin_move(
         Side::Beta,
         &how("--max-bandwidth 60MB/s --max-downtime 5ms --max-rounds 8"),
     );
     rig.wait_for_phase(Side::Beta, "round", &mut moving);
-    let own = second_monitor(&rig, Side::Beta);
-    let mut qmp = Qmp::connect(&own).unwrap();
-    qmp.execute("balloon", json!({ "value": 192 << 20 })).unwrap();
-    drop(qmp);
+    balloon(&second_monitor(&rig, Side::Beta), 128);
     let finished = moving.migrate.wait(LONG).unwrap();
     assert!(finished.success(), "{finished:?}");
     moving.receive.wait(LONG).unwrap();
     let arrived = taken_by_the_machine(&rig, Side::Alpha);
-    assert!(arrived < 215 << 20, "{arrived} bytes for a machine of 192 MiB");
+    assert!(arrived < 160 << 20, "{arrived} bytes for a machine of 128 MiB");
     assert_eq!(client.ask("still there"), "still there");
 }
