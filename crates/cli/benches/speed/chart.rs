@@ -66,7 +66,9 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 55.0;
 
 /// Told apart by people who see red and green alike (Okabe and Ito).
-const COLOURS: [&str; 4] = ["#d55e00", "#0072b2", "#009e73", "#cc79a7"];
+const COLOURS: [&str; 7] = [
+    "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000",
+];
 
 /// Lines across, about.
 const GRID: f64 = 5.0;

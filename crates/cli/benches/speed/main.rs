@@ -14,6 +14,7 @@ mod faults;
 mod growth;
 mod hybrid;
 mod link;
+mod machines;
 mod paper;
 mod record;
 #[allow(dead_code)]
@@ -29,7 +30,7 @@ mod tracking;
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 10] = [
+const MEASUREMENTS: [Measurement; 11] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
@@ -40,6 +41,7 @@ const MEASUREMENTS: [Measurement; 10] = [
     ("paper", paper::by_memory_size),
     ("hybrid", hybrid::java_by_strategy),
     ("servers", servers::by_strategy),
+    ("machines", machines::against_qemu),
 ];
 
 fn main() {

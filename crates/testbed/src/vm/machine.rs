@@ -30,13 +30,13 @@ impl Vm {
                 make_tap(host, tap)?;
             }
         }
-        Self::spawn(host, &options.name, options.arguments(guest))
+        Self::spawn(host, &options.name, options.nice, options.arguments(guest))
     }
 
     /// Starts QEMU with these arguments, which name the sockets of the machine `name`.
-    pub(crate) fn spawn(host: &Host, name: &str, arguments: Vec<String>) -> Result<Self> {
-        // QEMU's processors compete with the hosts under test for the machine's: they give way.
-        let program = ["nice", "-n", "5", "qemu-system-x86_64"].map(str::to_string);
+    pub(crate) fn spawn(host: &Host, name: &str, nice: i32, arguments: Vec<String>) -> Result<Self> {
+        let nice = nice.to_string();
+        let program = ["nice", "-n", &nice, "qemu-system-x86_64"].map(str::to_string);
         Ok(Self {
             running: host.command(program.into_iter().chain(arguments)).spawn()?,
             serial: Serial::of(host, name),

@@ -84,6 +84,8 @@ pub struct VmOptions {
     /// Whether there is a balloon, through which the guest also reports memory that it does not use, in blocks of
     /// 2 MiB. A guest of 128 MiB is too cramped to have such blocks.
     pub balloon: bool,
+    /// How far QEMU gives way to the hosts under test, whose processors it shares: nice(1).
+    pub nice: u8,
     /// More words for the guest's kernel.
     pub kernel_words: String,
     /// More arguments for QEMU, such as `-incoming defer`. (With an address there, QEMU would listen to it only after
@@ -112,6 +114,7 @@ impl VmOptions {
             disk_mb_per_s: 8,
             tap: None,
             balloon: false,
+            nice: 5,
             kernel_words: String::new(),
             more: Vec::new(),
         }
