@@ -1,5 +1,7 @@
 //! The measurements: `make bench`, or one of them by name: `cargo bench --package whimbrel -- blackout`.
 //!
+//! `machines` takes minutes for the most important part; with `FULL=1` it measures all of it, which takes more than an hour.
+//!
 //! Each makes its own hosts and compares within one run: absolute times depend on the machine, ratios less. Nothing is
 //! asserted here; goals stand beside the results.
 // What cannot be measured ends with a panic that says why.

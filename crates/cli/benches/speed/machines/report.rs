@@ -59,9 +59,15 @@ pub fn heads() {
     println!("{:>18}{:>13}{names}{:>8}{:>7}", "guest", "by", "errors", "lost");
 }
 
-/// The same without a move.
+/// The same without a move, and how busy the machine is: 1 is the guest itself.
 pub fn usual(row: Row, (gap, client): &(f64, f64)) {
-    println!("{:>18}{:>13}{gap:>20.0}{client:>20.0}", place(row), "no move");
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    println!(
+        "{:>18}{:>13}{gap:>20.0}{client:>20.0}  load {load}",
+        place(row),
+        "no move"
+    );
 }
 
 pub fn print(row: Row, results: &[Result]) {
