@@ -121,14 +121,14 @@ pub struct Run {
 }
 
 /// All moves of a row by one competitor.
-pub struct Result {
+pub struct Score {
     pub competitor: Competitor,
     pub runs: Vec<Run>,
     /// Why it has not moved, each time.
     pub failures: Vec<String>,
 }
 
-impl Result {
+impl Score {
     fn gives_up(&self) -> bool {
         self.failures
             .iter()
@@ -170,7 +170,7 @@ pub fn against_qemu() {
     );
     println!("w: whimbrel, --max-downtime 50ms; Q: QEMU 7.2, downtime-limit 300 ms, Q hybrid: post-copy after one pass\n");
     report::heads();
-    let rows: Vec<(Row, Vec<Result>)> = plan.rows.iter().map(|&row| (row, compete(row, &plan))).collect();
+    let rows: Vec<(Row, Vec<Score>)> = plan.rows.iter().map(|&row| (row, compete(row, &plan))).collect();
     report::ratios(&rows);
     report::phases(&rows);
     report::charts(&rows);
@@ -178,13 +178,13 @@ pub fn against_qemu() {
 }
 
 /// All competitors in turn, so that a change of the machine hits all of them.
-fn compete(row: Row, plan: &Plan) -> Vec<Result> {
-    let none = |&competitor| Result {
+fn compete(row: Row, plan: &Plan) -> Vec<Score> {
+    let none = |&competitor| Score {
         competitor,
         runs: Vec::new(),
         failures: Vec::new(),
     };
-    let mut results: Vec<Result> = plan.competitors.iter().map(none).collect();
+    let mut results: Vec<Score> = plan.competitors.iter().map(none).collect();
     let mut bed = Bed::boot(row);
     report::usual(row, &unmoved(&bed));
     for _ in 0..plan.runs {
@@ -221,7 +221,7 @@ fn unmoved(bed: &Bed) -> (f64, f64) {
     )
 }
 
-fn run(bed: &mut Bed, competitor: Competitor) -> std::result::Result<Run, String> {
+fn run(bed: &mut Bed, competitor: Competitor) -> Result<Run, String> {
     bed.forget_memory(bed.side.other());
     let asker = Asker::start(bed.client());
     thread::sleep(BEFORE);
@@ -252,7 +252,7 @@ fn follows(pair: &[Tick]) -> bool {
     pair[1].seq == pair[0].seq + 1 && pair[1].boot == pair[0].boot
 }
 
-fn by_whimbrel(bed: &mut Bed, strategy: &str) -> std::result::Result<Moved, String> {
+fn by_whimbrel(bed: &mut Bed, strategy: &str) -> Result<Moved, String> {
     let heard = Serial::of(bed.host(bed.side.other()), VM);
     let how = How {
         workload: Some(format!("qemu:/run/{VM}.qmp")),

@@ -1,8 +1,10 @@
 //! Tables and charts of the competition.
 
-use super::{Competitor, Result, Row, Run};
+use serde_json::Value;
+
+use super::{Competitor, Row, Run, Score};
 use crate::chart::{save, Across, Chart, Scale, Series};
-use crate::record::{destination_ms, ms, phase_ms};
+use crate::record::{cell, destination_ms, fault_ms, ms, phase_ms, residual};
 
 /// What is compared: its name, its decimals, and the number.
 struct Number {
@@ -70,7 +72,7 @@ pub fn usual(row: Row, (gap, client): &(f64, f64)) {
     );
 }
 
-pub fn print(row: Row, results: &[Result]) {
+pub fn print(row: Row, results: &[Score]) {
     for result in results {
         let cell = |number: &Number| format!("{:>20}", spread(result, number));
         let cells: String = NUMBERS.iter().map(cell).collect();
@@ -86,7 +88,7 @@ pub fn print(row: Row, results: &[Result]) {
     }
 }
 
-fn spread(result: &Result, number: &Number) -> String {
+fn spread(result: &Score, number: &Number) -> String {
     let mut values: Vec<f64> = result.runs.iter().map(number.of).collect();
     values.sort_by(f64::total_cmp);
     let (Some(low), Some(high)) = (values.first(), values.last()) else {
@@ -96,14 +98,14 @@ fn spread(result: &Result, number: &Number) -> String {
     format!("{middle:.digits$} ({low:.digits$}-{high:.digits$})")
 }
 
-fn median(result: &Result, number: impl Fn(&Run) -> f64) -> f64 {
+fn median(result: &Score, number: impl Fn(&Run) -> f64) -> f64 {
     let mut values: Vec<f64> = result.runs.iter().map(number).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The best of whimbrel's strategies by the best of QEMU's, for each number on its own. Who damages the guest has no part in it.
-pub fn ratios(rows: &[(Row, Vec<Result>)]) {
+pub fn ratios(rows: &[(Row, Vec<Score>)]) {
     println!("\nwhimbrel's best / QEMU's best: below 1 whimbrel is better\n");
     let names: String = NUMBERS
         .iter()
@@ -136,72 +138,83 @@ pub fn ratios(rows: &[(Row, Vec<Result>)]) {
     }
 }
 
-pub fn phases(rows: &[(Row, Vec<Result>)]) {
-    println!("\nwhere whimbrel's downtime goes, ms; dst: at the destination\n");
-    let names = PHASES.iter().map(|name| name.to_string());
+pub fn phases(rows: &[(Row, Vec<Score>)]) {
+    println!("\nwhere whimbrel's downtime goes, ms; dst: at the destination; then what followed after the switch-over\n");
+    let here = PHASES.iter().map(|name| name.to_string());
     let there = AT_DESTINATION
         .iter()
         .map(|name| format!("dst {}", name.trim_end_matches("_us")));
-    let names: String = names.chain(there).map(|name| format!("{name:>11}")).collect();
+    let after = ["resume s", "faults", "fault p99", "fault max"].map(str::to_string);
+    let names = here.chain(there).chain(after);
+    let names: String = names.map(|name| format!("{name:>11}")).collect();
     println!(
         "{:>18}{:>13}{:>9}{:>7}{names}",
         "guest", "by", "downtime", "rounds"
     );
     for (row, results) in rows {
         for result in results.iter().filter(|result| result.competitor.is_whimbrel()) {
-            let of = |number: &dyn Fn(&serde_json::Value) -> f64| {
-                median(result, |run| run.record.as_ref().map_or(f64::NAN, number))
-            };
-            let here = PHASES.iter().map(|phase| of(&|record| phase_ms(record, phase)));
-            let there = AT_DESTINATION
-                .iter()
-                .map(|name| of(&|record| destination_ms(record, name)));
-            let cells: String = here
-                .chain(there)
-                .map(|number| format!("{number:>11.1}"))
-                .collect();
-            let downtime = of(&|record| ms(record, "downtime_us"));
-            let rounds = of(&|record| {
-                record["rounds"]
-                    .as_array()
-                    .map_or(0.0, |rounds| rounds.len() as f64)
-            });
-            let name = result.competitor.name();
-            println!("{:>18}{name:>13}{downtime:>9.1}{rounds:>7.0}{cells}", place(*row));
+            println!("{:>18}{}", place(*row), phases_of(result));
         }
     }
 }
 
+fn phases_of(result: &Score) -> String {
+    let of =
+        |number: &dyn Fn(&Value) -> f64| median(result, |run| run.record.as_ref().map_or(f64::NAN, number));
+    let here = PHASES.map(|phase| of(&|record| phase_ms(record, phase)));
+    let there = AT_DESTINATION.map(|name| of(&|record| destination_ms(record, name)));
+    let after = [
+        of(&|record| residual(record, "duration_us") / 1e6),
+        of(&|record| residual(record, "network_faults")),
+        of(&|record| fault_ms(record, "p99_us")),
+        of(&|record| fault_ms(record, "max_us")),
+    ];
+    let numbers = here.into_iter().chain(there).chain(after);
+    let cells: String = numbers.map(|number| cell(number, 1)).collect();
+    let downtime = of(&|record| ms(record, "downtime_us"));
+    let rounds = of(&|record| {
+        record["rounds"]
+            .as_array()
+            .map_or(0.0, |rounds| rounds.len() as f64)
+    });
+    let name = result.competitor.name();
+    format!("{name:>13}{downtime:>9.1}{rounds:>7.0}{cells}")
+}
+
+/// A chart: its file, its title, its unit, its scale, and which of the numbers it shows.
+type Graph = (&'static str, &'static str, &'static str, Scale, &'static Number);
+
+const GRAPHS: [Graph; 3] = [
+    (
+        "machines-gap.svg",
+        "Longest silence",
+        "ms",
+        Scale::Logarithmic,
+        &NUMBERS[0],
+    ),
+    (
+        "machines-total.svg",
+        "Total migration time",
+        "s",
+        Scale::Linear,
+        &NUMBERS[2],
+    ),
+    (
+        "machines-bytes.svg",
+        "Bytes sent",
+        "MB",
+        Scale::Linear,
+        &NUMBERS[3],
+    ),
+];
+
 /// For the small guest.
-pub fn charts(rows: &[(Row, Vec<Result>)]) {
+pub fn charts(rows: &[(Row, Vec<Score>)]) {
     let small: Vec<_> = rows.iter().filter(|(row, _)| row.memory_mib == 512).collect();
     let Some((_, first)) = small.first() else { return };
     let competitors: Vec<Competitor> = first.iter().map(|result| result.competitor).collect();
-    let graphs = [
-        (
-            "machines-gap.svg",
-            "Longest silence of a virtual machine",
-            "ms",
-            Scale::Logarithmic,
-            &NUMBERS[0],
-        ),
-        (
-            "machines-total.svg",
-            "Total migration time of a virtual machine",
-            "s",
-            Scale::Linear,
-            &NUMBERS[2],
-        ),
-        (
-            "machines-bytes.svg",
-            "Bytes sent for a virtual machine",
-            "MB",
-            Scale::Linear,
-            &NUMBERS[3],
-        ),
-    ];
     println!();
-    for (file, title, left, scale, number) in graphs {
+    for (file, title, left, scale, number) in GRAPHS {
         let line = |(index, competitor): (usize, &Competitor)| {
             let values = small
                 .iter()
@@ -209,9 +222,9 @@ pub fn charts(rows: &[(Row, Vec<Result>)]) {
             Series::of_columns(&competitor.name(), values)
         };
         let chart = Chart {
-            title: format!("{title} (w: whimbrel, Q: QEMU 7.2)"),
+            title: format!("{title}, guest of 512 MB (w: whimbrel, Q: QEMU 7.2)"),
             left: left.to_string(),
-            bottom: "the guest rewrites 128 MB at so many MB/s".to_string(),
+            bottom: "it rewrites 128 MB at so many MB/s".to_string(),
             across: Across::Columns(small.iter().map(|(row, _)| row.rate.to_string()).collect()),
             series: competitors.iter().enumerate().map(line).collect(),
             scale,
