@@ -166,6 +166,19 @@ impl ScanArgs {
         }
     }
 
+    /// Pages that the process has mapped; changes nothing. Unlike [`category::SWAPPED`] it is not set by marks of write protection where
+    /// nothing is.
+    pub fn mapped() -> Self {
+        use category::PRESENT;
+        Self {
+            flags: 0,
+            inverted: 0,
+            mask: PRESENT,
+            anyof: 0,
+            returned: PRESENT,
+        }
+    }
+
     /// Private pages that are there and not the page of zeros; changes nothing.
     pub fn private_there() -> Self {
         use category::{FILE, PRESENT, SWAPPED, ZERO};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use whimbrel_engine::PageStore;
-use whimbrel_kernel::pagemap::{Pagemap, ScanArgs};
+use whimbrel_kernel::pagemap::{Pagemap, Region, ScanArgs};
 use whimbrel_kernel::remote::{self, Call};
 use whimbrel_kernel::{memory, pidfd, sparse};
 use whimbrel_policy::{Page, PageRun, Pages, SpaceId, PAGE_SIZE};
@@ -178,7 +178,10 @@ impl GuestMemory {
     /// Those of `runs` that have memory, in `runs` that ascend. Looking allocates nothing. Of private memory the page of zeros counts only with
     /// `zeros`.
     pub fn present(&self, runs: &[PageRun], zeros: bool) -> Result<Vec<PageRun>> {
+        let pagemap = Pagemap::open(self.pid)?;
         let mut found = Vec::new();
+        // Asked once for each block: the end of the data is far away in memory that is full, and the kernel walks there.
+        let mut data: Option<(SpaceId, Vec<PageRun>)> = None;
         for group in near(runs) {
             let Some((first, last)) = group.first().zip(group.last()) else {
                 continue;
@@ -187,44 +190,40 @@ impl GuestMemory {
                 count: last.first + last.count - first.first,
                 ..*first
             };
-            let there = self.present_in(&whole, zeros)?;
+            let mut there = self.mapped(&pagemap, &whole, zeros)?;
+            let (block, _) = self.locate(&whole)?;
+            if let Backing::Shared(file, base) = &block.backing {
+                // What QEMU has not touched may lie in the file nevertheless.
+                let untouched = without(&whole, &there);
+                if !untouched.is_empty() {
+                    if data.as_ref().is_none_or(|(space, _)| *space != whole.space) {
+                        let ranges = sparse::data_ranges_in(file, *base..base + block.bytes)?;
+                        let pages = |(start, end): &(u64, u64)| pages(whole.space, start - base, end - base);
+                        data = Some((whole.space, ranges.iter().map(pages).collect()));
+                    }
+                    let data = data.as_ref().map(|(_, data)| data.as_slice()).unwrap_or_default();
+                    intersect(&untouched, data, &mut there);
+                    there.sort_unstable_by_key(|run| run.first);
+                }
+            }
             intersect(group, &there, &mut found);
         }
         Ok(found)
     }
 
-    fn present_in(&self, run: &PageRun, zeros: bool) -> Result<Vec<PageRun>> {
+    /// What of a run is in QEMU's page tables.
+    fn mapped(&self, pagemap: &Pagemap, run: &PageRun, zeros: bool) -> Result<Vec<PageRun>> {
         let (block, offset) = self.locate(run)?;
-        let bytes = run.count * PAGE_SIZE;
-        let ranges: Vec<(u64, u64)> = match &block.backing {
-            Backing::Shared(file, base) => {
-                let from = base + offset;
-                let ranges = sparse::data_ranges_in(file, from..from + bytes)?;
-                ranges
-                    .iter()
-                    .map(|(start, end)| (start - base, end - base))
-                    .collect()
-            }
-            Backing::Private => {
-                let start = block.host + offset;
-                let args = match zeros {
-                    true => ScanArgs::occupied(),
-                    false => ScanArgs::private_there(),
-                };
-                let mut regions = Vec::new();
-                Pagemap::open(self.pid)?.scan(start..start + bytes, args, &mut regions)?;
-                let offsets = |region: &whimbrel_kernel::pagemap::Region| {
-                    (region.start - block.host, region.end - block.host)
-                };
-                regions.iter().map(offsets).collect()
-            }
+        let args = match (&block.backing, zeros) {
+            (Backing::Shared(..), _) => ScanArgs::mapped(),
+            (Backing::Private, true) => ScanArgs::occupied(),
+            (Backing::Private, false) => ScanArgs::private_there(),
         };
-        let pages = |(start, end): (u64, u64)| PageRun {
-            space: run.space,
-            first: start / PAGE_SIZE,
-            count: end.div_ceil(PAGE_SIZE) - start / PAGE_SIZE,
-        };
-        Ok(ranges.into_iter().map(pages).collect())
+        let start = block.host + offset;
+        let mut regions = Vec::new();
+        pagemap.scan(start..start + run.count * PAGE_SIZE, args, &mut regions)?;
+        let of_block = |region: &Region| pages(run.space, region.start - block.host, region.end - block.host);
+        Ok(regions.iter().map(of_block).collect())
     }
 
     /// Every page of every block.
@@ -294,6 +293,37 @@ impl PageStore for CopyMemory {
     }
 }
 
+/// The pages of a part of a block, in bytes.
+fn pages(space: SpaceId, start: u64, end: u64) -> PageRun {
+    PageRun {
+        space,
+        first: start / PAGE_SIZE,
+        count: end.div_ceil(PAGE_SIZE) - start / PAGE_SIZE,
+    }
+}
+
+/// What of a run is in none of the ascending `others`.
+fn without(run: &PageRun, others: &[PageRun]) -> Vec<PageRun> {
+    let (mut from, end) = (run.first, run.first + run.count);
+    let mut rest = Vec::new();
+    let last = PageRun {
+        first: end,
+        count: 1,
+        ..*run
+    };
+    for other in others.iter().chain([&last]) {
+        if other.first > from {
+            rest.push(PageRun {
+                first: from,
+                count: other.first - from,
+                ..*run
+            });
+        }
+        from = from.max(other.first + other.count);
+    }
+    rest
+}
+
 /// Cuts ascending runs where the gap is large or the block ends.
 pub(crate) fn near(runs: &[PageRun]) -> impl Iterator<Item = &[PageRun]> {
     runs.chunk_by(|a, b| {
@@ -345,6 +375,17 @@ mod tests {
             &mut out,
         );
         assert_eq!(out, [run(1, 1), run(4, 1), run(6, 1), run(22, 8)]);
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_what_is_left() {
+        let rest = |others: &[PageRun]| without(&run(10, 10), others);
+        assert_eq!(rest(&[]), [run(10, 10)]);
+        assert_eq!(rest(&[run(10, 10)]), []);
+        assert_eq!(
+            rest(&[run(10, 2), run(14, 1), run(18, 2)]),
+            [run(12, 2), run(15, 3)]
+        );
     }
 
     #[test]

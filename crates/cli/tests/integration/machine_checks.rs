@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
-use whimbrel_testbed::vm::{disk_image, make_tap, Guest, Ram, Vm, VmOptions, GUEST, GUEST_PORT};
+use whimbrel_testbed::vm::{disk_image, make_tap, Guest, Ram, Vm, VmOptions, Writer, GUEST, GUEST_PORT};
 use whimbrel_testbed::{at, Host, Running};
 
 use crate::errors::one_sentence;
@@ -296,6 +296,11 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
         memory_mib: 384,
         balloon: true,
         tap: Some("tap0".to_string()),
+        writer: Writer {
+            mb: 24,
+            mb_per_s: 40,
+            ..VmOptions::new(VM).writer
+        },
         ..VmOptions::new(VM)
     };
     let machine = start(&rig, &options);
@@ -331,16 +336,19 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
     let there = taken_by_the_machine(&rig, Side::Beta);
     assert!(there < 160 << 20, "{there} of {held}");
 
-    // What the balloon takes while it moves is dropped where it arrives. It takes about a second to arrive.
+    // What the balloon takes after it was sent is dropped where it arrived.
     balloon(&second_monitor(&rig, Side::Beta), 384);
     let mut client = Client::of(&rig);
     assert_eq!(client.ask("hold 100"), "hold 100 ok");
     client.ask("drop");
-    let mut moving = rig.begin_move(
-        Side::Beta,
-        &how("--max-bandwidth 60MB/s --max-downtime 5ms --max-rounds 8"),
-    );
-    rig.wait_for_phase(Side::Beta, "round", &mut moving);
+    let slowly = how("--max-bandwidth 25MB/s --max-downtime 1ms --max-rounds 8");
+    let mut moving = rig.begin_move(Side::Beta, &slowly);
+    while !rig.has_phase(Side::Beta, "round", "ended") {
+        assert!(!moving.migrate.ended(), "{}", moving.migrate.output());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = taken_by_the_machine(&rig, Side::Alpha);
+    assert!(sent > 160 << 20, "only {sent} bytes were there to be dropped");
     balloon(&second_monitor(&rig, Side::Beta), 128);
     let finished = moving.migrate.wait(LONG).unwrap();
     assert!(finished.success(), "{finished:?}");

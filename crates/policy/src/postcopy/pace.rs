@@ -40,6 +40,10 @@ pub const PIECE_PAGES_MAX: u64 = 256;
 const PIECE_TIME_MIN: Duration = Duration::from_micros(250);
 /// The time that a piece takes on the link at most.
 const PIECE_TIME_MAX: Duration = Duration::from_micros(500);
+/// How much the last piece says about how short pages are on the wire.
+const SHARE_WEIGHT: f64 = 0.125;
+/// Shorter than this pages are not believed to be: the next ones may be whole, and a reply waits behind them.
+const SHARE_MIN: f64 = 0.125;
 /// How long the shortest round trip is believed.
 const ROUND_TRIP_FOR: Duration = Duration::from_secs(5);
 /// A rate is forgotten after one to two times so many round trips.
@@ -141,6 +145,8 @@ pub struct Pace {
     round_trip_at: Duration,
     round: RoundTrip,
     queued_rounds: u32,
+    /// What is left of a page's bytes on the wire, lately: pages of zeros and packed ones are short.
+    share: f64,
     phase: Phase,
 }
 
@@ -163,6 +169,7 @@ impl Pace {
             round_trip_at: Duration::ZERO,
             round: RoundTrip::default(),
             queued_rounds: 0,
+            share: 1.0,
             phase: match is_known {
                 true => Phase::Steady,
                 false => Phase::Startup { rate: 0, plateau: 0 },
@@ -187,7 +194,7 @@ impl Pace {
 
     /// Bytes that may be under way.
     pub fn window(&self) -> u64 {
-        let piece = self.piece_pages() * PAGE_SIZE;
+        let piece = self.expected_bytes(self.piece_pages());
         let product = self.product().unwrap_or(WINDOW_START / 2);
         let wanted = match self.phase {
             Phase::Startup { .. } => product.saturating_mul(2),
@@ -195,6 +202,11 @@ impl Pace {
             Phase::Drain { .. } => product / 2,
         };
         wanted.min(self.window_max).max(2 * piece)
+    }
+
+    /// What so many pages will have on the wire, in bytes.
+    pub fn expected_bytes(&self, pages: u64) -> u64 {
+        (pages as f64 * PAGE_SIZE as f64 * self.share.max(SHARE_MIN)) as u64
     }
 
     /// True if a piece of so many bytes may be pushed now. A piece may always follow when nothing is under way.
@@ -209,8 +221,8 @@ impl Pace {
             return PIECE_PAGES_START;
         };
         let time = (round_trip / 2).clamp(PIECE_TIME_MIN, PIECE_TIME_MAX);
-        let pages = bytes_in(rate, time) / PAGE_SIZE;
-        pages.clamp(1, PIECE_PAGES_MAX)
+        let pages = bytes_in(rate, time) as f64 / PAGE_SIZE as f64 / self.share.max(SHARE_MIN);
+        (pages as u64).clamp(1, PIECE_PAGES_MAX)
     }
 
     /// Pages of a reply at most: what the link carries in a round trip, or in half a millisecond if that is longer, so that
@@ -243,6 +255,8 @@ impl Pace {
 
     /// A piece that was `assumed` to have so many bytes has `bytes`.
     pub fn corrected(&mut self, assumed: u64, bytes: u64) {
+        let share = (bytes as f64 / assumed.max(1) as f64).min(1.0);
+        self.share = self.share * (1.0 - SHARE_WEIGHT) + share * SHARE_WEIGHT;
         self.in_flight = self.in_flight.saturating_sub(assumed).saturating_add(bytes);
     }
 

@@ -245,7 +245,7 @@ impl Residual {
 
     fn next_push(&mut self, now: Duration) -> Order {
         let pages = self.push_pages();
-        let is_full = self.pushes >= PIECES_MAX || !self.pace.has_room(pages * PAGE_SIZE);
+        let is_full = self.pushes >= PIECES_MAX || !self.pace.has_room(self.pace.expected_bytes(pages));
         if self.push_out.is_some() || is_full {
             return Order::Wait { until: None };
         }

@@ -34,7 +34,7 @@ impl Vm {
     }
 
     /// Starts QEMU with these arguments, which name the sockets of the machine `name`.
-    pub(crate) fn spawn(host: &Host, name: &str, nice: i32, arguments: Vec<String>) -> Result<Self> {
+    pub(crate) fn spawn(host: &Host, name: &str, nice: u8, arguments: Vec<String>) -> Result<Self> {
         let nice = nice.to_string();
         let program = ["nice", "-n", &nice, "qemu-system-x86_64"].map(str::to_string);
         Ok(Self {

@@ -54,7 +54,7 @@ impl TinyGuest {
     /// Starts a machine, and listens to its serial line.
     pub fn start(&self, host: &Host, options: &TinyOptions) -> Result<Vm> {
         self.install(host)?;
-        Vm::spawn(host, &options.name, options.arguments())
+        Vm::spawn(host, &options.name, 5, options.arguments())
     }
 }
 
