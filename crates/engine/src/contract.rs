@@ -181,7 +181,7 @@ impl Pager for Never {
 pub enum Left<P> {
     /// Nothing: it has all of its pages, or never lacked any.
     Nothing,
-    /// Pages. The workload is paused until they are there.
+    /// Pages. A workload of which something could be missed meanwhile is paused until they are there.
     Pages(P),
     /// It cannot be known any more what the workload lacks, and so it was ended, before it could read a wrong byte: this sentence says why.
     Ended(String),

@@ -332,8 +332,9 @@ pub(crate) fn end(resources: &SourceResources, qmp: Option<&mut Qmp>) -> Result<
     }
     let asked = match qmp {
         Some(qmp) => qmp.post("quit", json!({})).is_ok(),
+        // What a connection that is closed at once has said may not be heard any more.
         None => Qmp::connect(&resources.monitor)
-            .and_then(|mut qmp| qmp.post("quit", json!({})))
+            .and_then(|mut qmp| qmp.execute("quit", json!({})))
             .is_ok(),
     };
     if asked && pidfd::wait_exit(process.as_fd(), END_MAX)? {
