@@ -1,5 +1,5 @@
 //! What the engine asks of a workload (source), of a replica (destination) and of whoever cleans up after a
-//! dead controller. `process` is the first to fulfil it, `qemu` will be the second.
+//! dead controller. `process` fulfils it, and `qemu`.
 //!
 //! Byte vectors (`spec`, `layout`, `state`, `resources`) are opaque to the engine: they are written and read by
 //! the two halves of the same kind of workload. Their length is limited by `wire`.

@@ -227,10 +227,8 @@ impl Reception {
             return Err(refused);
         }
         let taken = destination.take_over(&mut journal, &control, &mut inbox, &cut);
-        if let Err(error @ Error::OnlyAsked) = taken {
-            let discarded = destination.discard(&[]).and_then(|()| journal.remove());
-            discarded.map_err(untouched)?;
-            return Err(untouched(error));
+        if let Err(Error::OnlyAsked) = taken {
+            return Err(untouched(destination.only_asked(journal)));
         }
         let taken = taken.map_err(|error| inbox.explain(error));
         self.switch_over(
@@ -349,6 +347,12 @@ impl<R: Replica> Destination<'_, '_, R> {
         journal.set_resources(self.replica.resources())?;
         self.replica.prepare(spec).map_err(Error::workload)?;
         journal.set_resources(self.replica.resources())
+    }
+
+    /// Puts away what was prepared for somebody who only wanted to know.
+    fn only_asked(&mut self, journal: Journal) -> Error {
+        let discarded = self.discard(&[]).and_then(|()| journal.remove());
+        discarded.err().unwrap_or(Error::OnlyAsked)
     }
 
     /// Takes in pages and state.

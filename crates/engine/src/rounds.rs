@@ -122,6 +122,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
     fn freeze(&mut self) -> Result<()> {
         self.settle()?;
         self.workload.make_ready().map_err(Error::workload)?;
+        self.note_resources()?;
         for warning in self.workload.warnings() {
             self.timeline.observer.warning(&warning);
         }

@@ -60,6 +60,8 @@ pub(crate) struct PageSender {
     buffer: Vec<u8>,
     packer: Option<Packer>,
     packing: Packing,
+    /// Somebody else sees to it that the stream hardly ever makes us wait: how long it does says nothing about the link.
+    paced: bool,
     /// Contents that do not lie one after the other, to be packed.
     gathered: Vec<u8>,
 }
@@ -93,8 +95,14 @@ impl PageSender {
             // Without one pages travel as they are.
             packer: Packer::new().ok(),
             packing: Packing::default(),
+            paced: false,
             gathered: Vec::new(),
         }
+    }
+
+    /// For a stream that is kept below what its link carries: pages are packed whatever is measured.
+    pub fn paced(self) -> Self {
+        Self { paced: true, ..self }
     }
 
     /// Bytes put on the wire so far.
@@ -197,7 +205,7 @@ impl PageSender {
             sent.failed.append(&mut failed);
             let waiting = self.write_parts(&full, &zero, content)?;
             let page_bytes = full.iter().map(|part| part.run.count).sum::<u64>() * PAGE_BYTES as u64;
-            if page_bytes > 0 {
+            if page_bytes > 0 && !self.paced {
                 self.packing.sent(page_bytes, begun.elapsed(), waiting);
             }
             sent.page_bytes += page_bytes;

@@ -327,7 +327,7 @@ impl<S: PageStore> Serving<S> {
         let queued = Arc::new(AtomicUsize::new(0));
         let mut talk = Talk {
             queued: Arc::clone(&queued),
-            sender: PageSender::new(session.faults, self.route.address.clone()),
+            sender: PageSender::new(session.faults, self.route.address.clone()).paced(),
             jobs,
             inputs,
             spoke: Instant::now(),
@@ -380,7 +380,7 @@ impl<S: PageStore> Serving<S> {
             timeout: self.route.timeout,
         };
         let (for_reader, for_pusher) = (inputs.clone(), inputs.clone());
-        let sender = PageSender::new(push, peer.address.clone());
+        let sender = PageSender::new(push, peer.address.clone()).paced();
         let pusher = thread::Builder::new()
             .name("push".into())
             .spawn(move || push_pages(store, sender, &orders, &for_pusher))

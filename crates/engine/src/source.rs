@@ -234,7 +234,10 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         };
         self.workload.begin(mode).map_err(Error::workload)?;
         journal.set_resources(self.workload.resources())?;
-        let pages = PageSender::new(bulk, self.options.destination.clone());
+        let mut pages = PageSender::new(bulk, self.options.destination.clone());
+        if self.options.migration.is_paced() {
+            pages = pages.paced();
+        }
         self.rounds(sender.insert(pages), journal)?;
         self.serve_from_now_on()?;
         journal.set_resources(self.workload.resources())

@@ -638,6 +638,11 @@ impl Migration {
         Ok(())
     }
 
+    /// Whether it is kept below what the link may carry.
+    pub fn is_paced(&self) -> bool {
+        self.limits.bandwidth_max.is_some()
+    }
+
     /// Bytes per second on the wire while it was busy, however many pages they were.
     pub fn link_rate(&self) -> Option<u64> {
         self.link.rate()

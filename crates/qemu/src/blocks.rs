@@ -57,7 +57,15 @@ pub struct Block {
     pub backing: Backing,
 }
 
+/// Where a block lies, for whoever comes after us: its name, its bytes, its address in QEMU.
+pub type Place = (String, u64, u64);
+
 impl Block {
+    /// For a journal.
+    pub fn place(&self) -> Place {
+        (self.name.clone(), self.bytes, self.host)
+    }
+
     /// Its addresses in QEMU.
     pub fn span(&self) -> Range<u64> {
         self.host..self.host + self.bytes

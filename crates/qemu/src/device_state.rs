@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -319,17 +320,27 @@ pub fn restore(qmp: &mut Qmp, state: &[u8]) -> Result<()> {
     let (mut ours, theirs) = UnixStream::pair().map_err(MachineError::file("make", "a pair of sockets"))?;
     qmp.execute_with_fd("getfd", json!({ "fdname": FD_NAME }), theirs.as_fd())?;
     drop(theirs);
+    let stop = ours
+        .try_clone()
+        .map_err(MachineError::file("share", "a socket"))?;
     let taken = thread::scope(|scope| {
         let writer = scope.spawn(move || {
             let _ = ours.set_write_timeout(Some(READ_MAX));
+            // It reads to the end.
             ours.write_all(state)
+                .and_then(|()| ours.shutdown(Shutdown::Write))
         });
-        qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{FD_NAME}") }))?;
-        let taken = wait_taken(qmp);
-        if taken.is_ok() {
-            // It has what it wants: what became of the rest does not matter.
-            let _ = writer.join();
+        let uri = json!({ "uri": format!("fd:{FD_NAME}") });
+        let taken = match qmp.execute("migrate-incoming", uri) {
+            Ok(_) => wait_taken(qmp),
+            Err(error) => Err(error.into()),
+        };
+        if taken.is_err() {
+            // Nobody reads any more, and the writer must not wait for that.
+            let _ = stop.shutdown(Shutdown::Both);
         }
+        // What QEMU did not want of it does not matter.
+        let _ = writer.join();
         taken
     });
     taken

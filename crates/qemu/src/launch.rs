@@ -18,7 +18,7 @@ use crate::arguments::{Arguments, BackendKind, Plan};
 use crate::device_state::Settings;
 use crate::error::{MachineError, Result};
 use crate::machine::Machine;
-use crate::pager::PagerResources;
+use crate::pager::{self, PagerResources};
 use crate::qmp::QmpError;
 use crate::running::{file_name, is_qemu, pids};
 use crate::source::kill;
@@ -32,7 +32,10 @@ const REAP_EVERY: Duration = Duration::from_secs(3600);
 /// How much of QEMU's log an error shows, in bytes.
 const LOG_TAIL: usize = 600;
 /// Files in a machine's directory.
-const MONITOR: &str = "monitor";
+/// A directory that belongs to QEMU's user, if that is not root: only what QEMU makes lies there.
+const OWN: &str = "qemu";
+const MONITOR: &str = "qemu/monitor";
+const QEMU_PID: &str = "qemu/pid";
 const LOG: &str = "log";
 const PID: &str = "pid";
 const TROUBLE: &str = "trouble";
@@ -80,17 +83,23 @@ impl MachineResources {
 
     /// QEMU's process as far as anybody knows: a controller may have died right after it had started it.
     fn process(&self) -> Option<Identity> {
-        let noted = || {
-            let pid: i32 = fs::read_to_string(self.directory.join(PID))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()?;
-            let arguments = Arguments::of_process(pid).ok()?;
-            self.is_ours(&arguments).then(|| Identity::of(pid).ok()).flatten()
-        };
-        let known = self.process.or_else(noted).filter(Identity::is_alive);
+        let known = self.process.or_else(|| self.noted()).filter(Identity::is_alive);
         known.or_else(|| self.unnoted())
+    }
+
+    fn note(&self, process: Identity) -> Result<()> {
+        let path = self.directory.join(PID);
+        let text = format!("{} {}\n", process.pid, process.start_time);
+        fs::write(&path, text).map_err(MachineError::file("write", path))
+    }
+
+    fn noted(&self) -> Option<Identity> {
+        let text = fs::read_to_string(self.directory.join(PID)).ok()?;
+        let (pid, start_time) = text.trim().split_once(' ')?;
+        Some(Identity {
+            pid: pid.parse().ok()?,
+            start_time: start_time.parse().ok()?,
+        })
     }
 
     /// The monitor that we have named.
@@ -180,7 +189,10 @@ pub fn sweep(machines: &Path) -> Result<()> {
     for entry in entries.flatten() {
         let resources = MachineResources::new(entry.path());
         let is_noted = entry.path().join(PID).exists();
-        if is_noted && resources.process().is_none() && !entry.path().join(TROUBLE).exists() {
+        let is_wanted = [TROUBLE, pager::MISSING]
+            .iter()
+            .any(|file| entry.path().join(file).exists());
+        if is_noted && resources.process().is_none() && !is_wanted {
             remove(fs::remove_dir_all(entry.path()), &entry.path())?;
         }
     }
@@ -194,11 +206,9 @@ pub fn sweep(machines: &Path) -> Result<()> {
 /// It does not start; what QEMU says about it is in the sentence.
 pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineResources) -> Result<Machine> {
     let directory = resources.directory.clone();
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(&directory);
-    made.map_err(MachineError::file("make", &directory))?;
+    let own = directory.join(OWN);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&own);
+    made.map_err(MachineError::file("make", &own))?;
     let (mut start, log) = match command {
         Some(command) => by_command(spec, command, resources)?,
         None => by_arguments(spec, resources)?,
@@ -208,14 +218,14 @@ pub fn start(spec: &MachineSpec, command: Option<&str>, resources: &mut MachineR
     let second = log_file.try_clone().map_err(MachineError::file("open", &log))?;
     start.stdin(Stdio::null()).stdout(log_file).stderr(second);
     let mut child = spawn::Setup::new().session().spawn(&mut start)?;
-    let noted = fs::write(directory.join(PID), child.id().to_string());
-    noted.map_err(MachineError::file("write", directory.join(PID)))?;
+    if let Ok(process) = Identity::of(child.id() as i32) {
+        resources.note(process)?;
+    }
     let machine = connect(&mut child, resources, &log, command.is_some());
     reap(child)?;
     let machine = machine?;
     resources.process = Some(machine.process);
-    let noted = fs::write(directory.join(PID), machine.pid().to_string());
-    noted.map_err(MachineError::file("write", directory.join(PID)))?;
+    resources.note(machine.process)?;
     resources.remove_ram_files()?;
     resources.ram_files.clear();
     Ok(machine)
@@ -275,7 +285,7 @@ fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<
     resources.ram_files = ram_files.values().cloned().collect();
     let plan = Plan {
         monitor: resources.monitor(),
-        pid_file: resources.directory.join("qemu.pid"),
+        pid_file: resources.directory.join(QEMU_PID),
         ram_files,
     };
     let words = arguments.for_destination(&plan);
@@ -287,8 +297,9 @@ fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<
     let mut start = match (*user, by_itself) {
         (0, _) | (_, true) => Command::new(arguments.program()),
         _ => {
-            let owned = std::os::unix::fs::chown(&resources.directory, Some(*user), Some(*group));
-            owned.map_err(MachineError::file("give away", &resources.directory))?;
+            let own = resources.directory.join(OWN);
+            let owned = std::os::unix::fs::chown(&own, Some(*user), Some(*group));
+            owned.map_err(MachineError::file("give away", own))?;
             let mut start = Command::new("setpriv");
             start
                 .arg(format!("--reuid={user}"))

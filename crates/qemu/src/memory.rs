@@ -11,10 +11,10 @@ use std::time::Duration;
 use whimbrel_engine::PageStore;
 use whimbrel_kernel::pagemap::{Pagemap, Region, ScanArgs};
 use whimbrel_kernel::remote::{self, Call};
-use whimbrel_kernel::{memory, pidfd, sparse};
+use whimbrel_kernel::{maps, memory, pidfd, sparse};
 use whimbrel_policy::{Page, PageRun, Pages, SpaceId, PAGE_SIZE};
 
-use crate::blocks::{Backing, Block};
+use crate::blocks::{self, Backing, Block, Listed, Place};
 use crate::error::{MachineError, Result};
 
 /// `MADV_DONTNEED_LOCKED` (Linux 5.18): also drops what is locked.
@@ -46,6 +46,26 @@ impl GuestMemory {
             blocks: Arc::new(blocks),
             drops: Pages::new(),
         })
+    }
+
+    /// The same from what a journal says, without the monitor: QEMU may be waiting for a page, or for nobody.
+    ///
+    /// # Errors
+    /// Something else lies there.
+    pub fn reopen(pid: i32, places: &[Place]) -> Result<GuestMemory> {
+        let vmas = maps::read(pid)?;
+        let open = |(name, bytes, host): &Place| {
+            let listed = Listed {
+                name: name.clone(),
+                page_bytes: PAGE_SIZE,
+                used: *bytes,
+                total: *bytes,
+                host: Some(*host),
+            };
+            blocks::open(pid, &vmas, listed, *host)
+        };
+        let blocks: Result<Vec<Block>> = places.iter().map(open).collect();
+        GuestMemory::new(pid, blocks?)
     }
 
     /// The process.
@@ -202,6 +222,8 @@ impl GuestMemory {
                         data = Some((whole.space, ranges.iter().map(pages).collect()));
                     }
                     let data = data.as_ref().map(|(_, data)| data.as_slice()).unwrap_or_default();
+                    let from = data.partition_point(|one| one.first + one.count <= whole.first);
+                    let data = data.get(from..).unwrap_or_default();
                     intersect(&untouched, data, &mut there);
                     there.sort_unstable_by_key(|run| run.first);
                 }

@@ -18,12 +18,12 @@ use whimbrel_engine::{Left, News, Pager, Tell};
 use whimbrel_kernel::identity::Identity;
 use whimbrel_kernel::uffd::{feature, mode, Event, Partial, Uffd};
 use whimbrel_kernel::{fd, pidfd};
-use whimbrel_kernel::{maps, proc, remote};
+use whimbrel_kernel::{proc, remote};
 use whimbrel_policy::postcopy::{Fault, ThreadId};
 use whimbrel_policy::{Page, PageRun, Pages, PAGE_SIZE};
 use whimbrel_wire::FaultTimes;
 
-use crate::blocks::{self, Block, Listed};
+use crate::blocks::{Block, Place};
 use crate::error::{MachineError, Result};
 use crate::launch::MachineResources;
 use crate::memory::GuestMemory;
@@ -44,7 +44,7 @@ const HEARD_MAX: Duration = Duration::from_secs(30);
 /// What a number of a descriptor must stand for.
 const USERFAULTFD: &str = "anon_inode:[userfaultfd]";
 /// The file that says what is missing, in the machine's directory.
-const MISSING: &str = "missing";
+pub(crate) const MISSING: &str = "missing";
 
 /// What is needed to go on with pages that come late.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +54,7 @@ pub struct PagerResources {
     /// What was missing at the beginning.
     pub missing: PathBuf,
     /// The blocks that are watched, in the order of their spaces: name, bytes, address in QEMU.
-    pub blocks: Vec<(String, u64, u64)>,
+    pub blocks: Vec<Place>,
 }
 
 /// The content of that file.
@@ -127,11 +127,10 @@ impl QemuPager {
                 stale.first
             )));
         }
-        let place = |block: &Block| (block.name.clone(), block.bytes, block.host);
         let pager = PagerResources {
             inside: made.inside,
             missing: resources.directory.join(MISSING),
-            blocks: memory.blocks().iter().map(place).collect(),
+            blocks: memory.blocks().iter().map(Block::place).collect(),
         };
         let begun = Begun {
             missing: missing
@@ -187,7 +186,7 @@ impl QemuPager {
         if !process.is_alive() {
             return Ok(Left::Nothing);
         }
-        let memory = watched(process.pid, &made.blocks)?;
+        let memory = GuestMemory::reopen(process.pid, &made.blocks)?;
         let voice = Arc::new(Voice::new(None, resources, memory.process())?);
         if resources.running {
             voice.say(Word::Cont);
@@ -196,7 +195,9 @@ impl QemuPager {
         let link = proc::link(process.pid, &format!("fd/{}", made.inside));
         if !link.is_ok_and(|link| link == USERFAULTFD) {
             // The dead one was about to remove the list: everything had come.
-            voice.wait(HEARD_MAX)?;
+            if !voice.wait(HEARD_MAX)? {
+                return Err(unanswered(process.pid));
+            }
             return made.forget_missing().map(|()| Left::Nothing);
         }
         let mut missing = begun.pages()?;
@@ -343,21 +344,10 @@ impl QemuPager {
     }
 }
 
-/// The blocks of a machine that another controller has watched. They are found without the monitor: QEMU may be waiting for a page.
-fn watched(pid: i32, places: &[(String, u64, u64)]) -> Result<GuestMemory> {
-    let vmas = maps::read(pid)?;
-    let open = |(name, bytes, host): &(String, u64, u64)| {
-        let listed = Listed {
-            name: name.clone(),
-            page_bytes: PAGE_SIZE,
-            used: *bytes,
-            total: *bytes,
-            host: Some(*host),
-        };
-        blocks::open(pid, &vmas, listed, *host)
-    };
-    let blocks: Result<Vec<Block>> = places.iter().map(open).collect();
-    GuestMemory::new(pid, blocks?)
+fn unanswered(pid: i32) -> MachineError {
+    MachineError::unfit(format!(
+        "QEMU (process {pid}) lacks nothing any more and does not answer; it is asked again"
+    ))
 }
 
 /// The parts of `some` that are missing.
@@ -459,15 +449,21 @@ impl Pager for QemuPager {
     /// Nobody waits for an answer of QEMU's before all pages are there; then everybody does, since what was said would be lost with us.
     fn finish(&self) -> Result<()> {
         self.unwatch()?;
-        if !self.voice.wait(HEARD_MAX)? {
-            return Err(MachineError::unfit(format!(
-                "QEMU (process {}) lacks nothing any more and does not answer; it is asked again",
-                self.memory.pid()
-            )));
+        match self.voice.wait(HEARD_MAX) {
+            Ok(true) => {}
+            Ok(false) => return Err(unanswered(self.memory.pid())),
+            Err(refused) => {
+                // Whoever comes back asks whether it was heard this time.
+                self.voice.say(Word::Cont);
+                return Err(refused);
+            }
         }
-        if !std::mem::replace(&mut self.lock().is_closed, true) {
+        let mut state = self.lock();
+        if !state.is_closed {
             self.close_inside()?;
+            state.is_closed = true;
         }
+        drop(state);
         self.made.forget_missing()
     }
 

@@ -35,7 +35,7 @@ impl Recover for QemuRecover {
         else {
             return Ok(());
         };
-        let mut machine = Machine::attach(&resources.monitor)?;
+        let mut machine = resources.attach()?;
         // What the dead controller was in the middle of.
         device_state::cancel(&mut machine.qmp)?;
         device_state::dismiss_left(&mut machine.qmp);
@@ -59,9 +59,8 @@ impl Recover for QemuRecover {
         let Some(resources) = resources else {
             return Ok(CopyMemory(None));
         };
-        let mut machine = Machine::attach(&resources.monitor)?;
-        let blocks = machine.memory(resources.way)?;
-        Ok(CopyMemory(Some(GuestMemory::new(resources.process.pid, blocks)?)))
+        let memory = GuestMemory::reopen(resources.process.pid, &resources.blocks)?;
+        Ok(CopyMemory(Some(memory)))
     }
 
     fn pager(&self, resources: &[u8]) -> Result<Left<QemuPager>> {

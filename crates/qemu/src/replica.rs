@@ -51,6 +51,8 @@ pub struct QemuReplica {
     /// By how much the source's clock differs, if that is worth a word.
     clock: Option<Duration>,
     is_started: bool,
+    /// From here on it may have been promised to run: only who knows that it never will may end it.
+    is_complete: bool,
 }
 
 /// Whoever panicked with it did not leave a command half sent that anybody waits for.
@@ -71,6 +73,7 @@ impl QemuReplica {
             state: None,
             clock: None,
             is_started: false,
+            is_complete: false,
         }
     }
 
@@ -286,7 +289,9 @@ impl Replica for QemuReplica {
                 launch::log_tail(&self.resources)
             )));
         }
-        self.check_locks(pid)
+        self.check_locks(pid)?;
+        self.is_complete = true;
+        Ok(())
     }
 
     fn start(&mut self) -> Result<()> {
@@ -337,10 +342,10 @@ impl Replica for QemuReplica {
     }
 }
 
-/// One that is dropped before it could start leaves nothing behind.
+/// One that is dropped before it could be promised leaves nothing behind.
 impl Drop for QemuReplica {
     fn drop(&mut self) {
-        if self.machine.is_some() && !self.is_started {
+        if self.machine.is_some() && !self.is_complete {
             let _ = self.discard();
         }
     }

@@ -14,7 +14,8 @@ use whimbrel_kernel::uffd::feature;
 use whimbrel_policy::{PageRun, Scan};
 
 use crate::arguments::Arguments;
-use crate::device_state::{Saver, Settings, Way};
+use crate::blocks::Place;
+use crate::device_state::{self, Saver, Settings, Way};
 use crate::error::{MachineError, Result};
 use crate::machine::{directory, owner, Machine};
 use crate::memory::GuestMemory;
@@ -44,6 +45,24 @@ pub struct SourceResources {
     pub ran: bool,
     /// How its devices' state is written.
     pub way: Way,
+    /// The blocks that we carry: name, bytes, address in QEMU.
+    pub blocks: Vec<Place>,
+}
+
+impl SourceResources {
+    /// Connects to the machine. Another QEMU may have made its monitor at the same path meanwhile.
+    pub(crate) fn attach(&self) -> Result<Machine> {
+        let machine = Machine::attach(&self.monitor)?;
+        match machine.process == self.process {
+            true => Ok(machine),
+            false => Err(MachineError::unfit(format!(
+                "the monitor {} belongs to another QEMU (process {}) now, and that of process {} cannot be reached",
+                self.monitor.display(),
+                machine.pid(),
+                self.process.pid
+            ))),
+        }
+    }
 }
 
 /// A machine on its way.
@@ -77,6 +96,7 @@ impl QemuWorkload {
             settings: None,
             ran: false,
             way: Way::DevicesOnly,
+            blocks: Vec::new(),
         };
         let arguments = Arguments::of_process(machine.pid());
         let given = arguments.ok().and_then(|arguments| arguments.name());
@@ -147,6 +167,7 @@ impl QemuWorkload {
         if let Some(saver) = self.saver.take() {
             saver.dismiss(&mut self.machine.qmp);
         }
+        device_state::dismiss_left(&mut self.machine.qmp);
         // Each only once it is done: on failure this is called again.
         if self.is_frozen && self.was_running {
             self.machine.go_on(DISKS_MAX)?;
@@ -182,6 +203,7 @@ impl Workload for QemuWorkload {
             shared: block.is_shared(),
         };
         let specs = blocks.iter().map(spec_of).collect();
+        self.resources.blocks = blocks.iter().map(crate::blocks::Block::place).collect();
         let memory = GuestMemory::new(pid, blocks)?;
         let present = memory.present(&memory.everything(), false)?;
         let spec = MachineSpec {
@@ -243,6 +265,7 @@ impl Workload for QemuWorkload {
         if self.saver.is_none() {
             self.saver = Some(Saver::prepare(&mut self.machine.qmp, way)?);
         }
+        self.resources.ran = self.machine.is_running()?;
         Ok(())
     }
 
@@ -333,8 +356,9 @@ pub(crate) fn end(resources: &SourceResources, qmp: Option<&mut Qmp>) -> Result<
     let asked = match qmp {
         Some(qmp) => qmp.post("quit", json!({})).is_ok(),
         // What a connection that is closed at once has said may not be heard any more.
-        None => Qmp::connect(&resources.monitor)
-            .and_then(|mut qmp| qmp.execute("quit", json!({})))
+        None => resources
+            .attach()
+            .and_then(|mut machine| Ok(machine.qmp.execute("quit", json!({}))?))
             .is_ok(),
     };
     if asked && pidfd::wait_exit(process.as_fd(), END_MAX)? {

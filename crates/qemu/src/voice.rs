@@ -20,6 +20,8 @@ use crate::replica::{announce, lock};
 
 /// How long one answer is waited for until the question is asked again.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// How long disks that somebody else still has locked are waited for.
+const DISKS_MAX: Duration = Duration::from_secs(60);
 /// Between two attempts.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -50,7 +52,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     unsaid: usize,
-    refused: Option<MachineError>,
+    /// Why the last word that matters was not obeyed.
+    refused: Option<String>,
 }
 
 impl Shared {
@@ -102,17 +105,17 @@ impl Voice {
     /// Waits until everything was heard: true, or false if that takes longer.
     ///
     /// # Errors
-    /// QEMU has refused something. That is told once.
+    /// QEMU has refused it. That stands until it is said again and obeyed.
     pub(crate) fn wait(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         let mut state = self.shared.lock();
         loop {
-            if let Some(refused) = state.refused.take() {
-                return Err(refused);
-            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if state.unsaid == 0 || left.is_zero() {
-                return Ok(state.unsaid == 0);
+            match (&state.refused, state.unsaid) {
+                (Some(refused), 0) => return Err(MachineError::unfit(refused.clone())),
+                (None, 0) => return Ok(true),
+                _ if left.is_zero() => return Ok(false),
+                _ => {}
             }
             let waited = self.shared.said.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -126,7 +129,10 @@ impl Speaker {
             let refused = self.say(word).err();
             let mut state = shared.lock();
             state.unsaid -= 1;
-            state.refused = refused.or(state.refused.take());
+            // What is only settled can wait for the user.
+            if word != Word::Settle {
+                state.refused = refused.map(|error| error.to_string());
+            }
             shared.said.notify_all();
         }
     }
@@ -158,18 +164,19 @@ impl Speaker {
         };
         self.machine = Some(Arc::clone(&machine));
         let mut machine = lock(&machine);
-        let command = match word {
-            Word::Cont => "cont",
-            Word::Stop => "stop",
+        match word {
+            Word::Cont => machine.go_on(DISKS_MAX),
+            Word::Stop => Ok(machine
+                .qmp
+                .execute_within("stop", json!({}), ANSWER_MAX)
+                .map(drop)?),
             Word::Settle => {
                 announce(&mut machine)?;
-                return match &self.resources.settings {
+                match &self.resources.settings {
                     Some(settings) => settings.restore(&mut machine.qmp),
                     None => Ok(()),
-                };
+                }
             }
-        };
-        machine.qmp.execute_within(command, json!({}), ANSWER_MAX)?;
-        Ok(())
+        }
     }
 }

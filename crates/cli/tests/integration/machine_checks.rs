@@ -281,7 +281,7 @@ fn taken_by_the_machine(rig: &Rig, side: Side) -> u64 {
 /// The monitor that whimbrel gave to the machine that has arrived.
 fn second_monitor(rig: &Rig, side: Side) -> PathBuf {
     let machines = std::fs::read_dir(rig.host(side).path("/run/whimbrel/machines")).unwrap();
-    machines.flatten().next().unwrap().path().join("monitor")
+    machines.flatten().next().unwrap().path().join("qemu/monitor")
 }
 
 #[test]
@@ -339,8 +339,11 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
     // What the balloon takes after it was sent is dropped where it arrived.
     balloon(&second_monitor(&rig, Side::Beta), 384);
     let mut client = Client::of(&rig);
-    assert_eq!(client.ask("hold 100"), "hold 100 ok");
-    client.ask("drop");
+    // Until the balloon has let go of enough.
+    while client.ask("hold 100") != "hold 100 ok" {
+        assert!(Instant::now() < deadline + LONG, "the balloon does not shrink");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let slowly = how("--max-bandwidth 25MB/s --max-downtime 1ms --max-rounds 8");
     let mut moving = rig.begin_move(Side::Beta, &slowly);
     while !rig.has_phase(Side::Beta, "round", "ended") {
@@ -349,6 +352,7 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
     }
     let sent = taken_by_the_machine(&rig, Side::Alpha);
     assert!(sent > 160 << 20, "only {sent} bytes were there to be dropped");
+    client.ask("drop");
     balloon(&second_monitor(&rig, Side::Beta), 128);
     let finished = moving.migrate.wait(LONG).unwrap();
     assert!(finished.success(), "{finished:?}");
