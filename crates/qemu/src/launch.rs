@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -36,6 +36,8 @@ const LOG_TAIL: usize = 600;
 const OWN: &str = "qemu";
 const MONITOR: &str = "qemu/monitor";
 const QEMU_PID: &str = "qemu/pid";
+/// A machine's directory, that of all machines, and that of whimbrel.
+const PASSED: usize = 3;
 const LOG: &str = "log";
 const PID: &str = "pid";
 const TROUBLE: &str = "trouble";
@@ -257,6 +259,19 @@ fn by_command(spec: &MachineSpec, command: &str, resources: &MachineResources) -
     Ok((start, resources.directory.join(LOG)))
 }
 
+/// Another user must get through to what is his. Nothing is listed, and what is secret is readable by root alone.
+fn let_pass(directory: &Path) -> Result<()> {
+    for one in directory.ancestors().take(PASSED) {
+        let known = fs::metadata(one).map_err(MachineError::file("look at", one))?;
+        let mode = known.permissions().mode();
+        if mode & 0o011 != 0o011 {
+            let passable = fs::Permissions::from_mode(mode | 0o011);
+            fs::set_permissions(one, passable).map_err(MachineError::file("open", one))?;
+        }
+    }
+    Ok(())
+}
+
 fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<(Command, PathBuf)> {
     let arguments = Arguments::parse(spec.arguments.clone());
     let id = resources
@@ -300,6 +315,7 @@ fn by_arguments(spec: &MachineSpec, resources: &mut MachineResources) -> Result<
             let own = resources.directory.join(OWN);
             let owned = std::os::unix::fs::chown(&own, Some(*user), Some(*group));
             owned.map_err(MachineError::file("give away", own))?;
+            let_pass(&resources.directory)?;
             let mut start = Command::new("setpriv");
             start
                 .arg(format!("--reuid={user}"))

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
-use whimbrel_testbed::vm::{disk_image, make_tap, Guest, Ram, Vm, VmOptions, Writer, GUEST, GUEST_PORT};
+use whimbrel_testbed::vm::{
+    disk_image, gap, make_tap, Guest, Ram, Serial, Vm, VmOptions, Writer, GUEST, GUEST_PORT,
+};
 use whimbrel_testbed::{at, Host, Running};
 
 use crate::errors::one_sentence;
@@ -188,8 +190,12 @@ fn a_machine_that_qemu_moves_already() {
     qmp.execute("migrate", json!({ "uri": "exec:cat > /dev/null" }))
         .unwrap();
     drop(qmp);
-    let finished = rig.whimbrel(Side::Alpha, &format!("check qemu:/run/{VM}.qmp"));
-    one_sentence(&finished, REFUSED, &["already being migrated", "migrate_cancel"]);
+    for command in ["check", "migrate"] {
+        let line =
+            format!("{command} qemu:/run/{VM}.qmp 10.77.0.2:7440 --key 00000-00000-00000-00000-000000");
+        let finished = rig.whimbrel(Side::Alpha, &line);
+        one_sentence(&finished, REFUSED, &["already being migrated", "migrate_cancel"]);
+    }
 }
 
 /// What a machine says to somebody who plays its network card: nothing is offered, and nothing is asked for.
@@ -360,4 +366,41 @@ fn memory_that_the_guest_does_not_use_does_not_travel() {
     let arrived = taken_by_the_machine(&rig, Side::Alpha);
     assert!(arrived < 160 << 20, "{arrived} bytes for a machine of 128 MiB");
     assert_eq!(client.ask("still there"), "still there");
+}
+
+/// Such a QEMU may not make a userfaultfd: it is given one. It is the same user's at the destination.
+#[test]
+fn a_machine_of_another_user_in_a_sandbox() {
+    let rig = Rig::new(&[]);
+    let guest = Guest::build().unwrap();
+    for host in [&rig.hosts.alpha, &rig.hosts.beta] {
+        guest.install(host).unwrap();
+        host.run(["chmod", "1777", "/run"]).unwrap();
+    }
+    let options = VmOptions::new(VM);
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups qemu-system-x86_64 \
+                -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    let words = user
+        .split_whitespace()
+        .map(str::to_string)
+        .chain(options.arguments(&guest));
+    let machine = rig.hosts.alpha.command(words).spawn().unwrap();
+    let mut serial = Serial::of(&rig.hosts.alpha, VM);
+    let ready = serial.wait_tick(|tick| tick.seq > 5, LONG);
+    ready.unwrap_or_else(|error| panic!("{error}\n{}", machine.output()));
+    let mut side = Side::Alpha;
+    for strategy in ["--strategy precopy", "--strategy postcopy"] {
+        let there = Serial::of(rig.host(side.other()), VM);
+        let how = How {
+            workload: Some(format!("qemu:/run/{VM}.qmp")),
+            ..How::with(strategy)
+        };
+        rig.moved(side, &how);
+        there.wait_tick(|tick| tick.pages > 8192, LONG).unwrap();
+        let seen = gap(&serial.record(), &there.record()).unwrap();
+        assert!(seen.contiguous && seen.errors == 0, "{strategy}: {seen:?}");
+        (side, serial) = (side.other(), there);
+        let user = std::fs::metadata(second_monitor(&rig, side)).unwrap().uid();
+        assert_eq!(user, 65534);
+    }
 }
