@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
 use whimbrel_testbed::vm::{
-    disk_image, gap, make_tap, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, Writer, GUEST, GUEST_PORT,
+    broken, disk_image, gap, make_tap, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, Writer, GUEST,
+    GUEST_PORT,
 };
 use whimbrel_testbed::{at, TwoHosts, SHARED};
 
@@ -155,7 +156,8 @@ impl Machines {
             "{arguments}: gap {:.0} ms, the guest's {:.0} ms, downtime {} us of {} us",
             seen.ms, seen.guest_ms, record["downtime_us"], record["total_us"]
         );
-        assert!(seen.contiguous, "{arguments}: {seen:?}");
+        let pair = broken(&source.record(), &self.serial.record());
+        assert!(seen.contiguous, "{arguments}: {seen:?}, {pair:?}");
         assert_eq!(seen.errors, 0, "{arguments}: {seen:?}");
         seen
     }

@@ -114,6 +114,18 @@ impl Record {
     }
 }
 
+/// The first two ticks of which one does not follow the other.
+pub fn broken(source: &Record, destination: &Record) -> Option<[Tick; 2]> {
+    let all = source.joined(destination).ticks();
+    let pair = all.windows(2).find(|pair| !follows(pair))?;
+    pair.to_vec().try_into().ok()
+}
+
+/// Whether a tick is the next one, of the same boot, and not earlier by the guest's clock.
+fn follows(pair: &[Tick]) -> bool {
+    matches!(pair, [a, b] if b.seq == a.seq + 1 && b.boot == a.boot && b.monotonic >= a.monotonic)
+}
+
 /// What a move did to a guest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gap {
@@ -134,7 +146,6 @@ pub fn gap(source: &Record, destination: &Record) -> Option<Gap> {
     let first = source.ticks().len();
     let (before, after) = (all.get(first.checked_sub(1)?)?, all.get(first)?);
     let last = all.last()?;
-    let follows = |pair: &[Tick]| matches!(pair, [a, b] if b.seq == a.seq + 1 && b.boot == a.boot && b.monotonic >= a.monotonic);
     Some(Gap {
         ms: after.at.duration_since(before.at).as_secs_f64() * 1e3,
         guest_ms: (after.monotonic - before.monotonic) * 1e3,
