@@ -8,8 +8,7 @@ use std::time::Duration;
 use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
 use whimbrel_testbed::vm::{
-    broken, disk_image, gap, make_tap, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, Writer, GUEST,
-    GUEST_PORT,
+    disk_image, make_tap, sound, Gap, Guest, Machine, Ram, Serial, Vm, VmOptions, Writer, GUEST, GUEST_PORT,
 };
 use whimbrel_testbed::{at, TwoHosts, SHARED};
 
@@ -151,14 +150,12 @@ impl Machines {
             tick.pages > before.pages + 4096 && tick.disk_passes > before.disk_passes + 1
         };
         self.serial.wait_tick(gone_on, LONG).unwrap();
-        let seen = gap(&source.record(), &self.serial.record()).unwrap();
+        let seen = sound(&source.record(), &self.serial.record());
+        let seen = seen.unwrap_or_else(|fault| panic!("{arguments}: {fault}"));
         println!(
             "{arguments}: gap {:.0} ms, the guest's {:.0} ms, downtime {} us of {} us",
             seen.ms, seen.guest_ms, record["downtime_us"], record["total_us"]
         );
-        let pair = broken(&source.record(), &self.serial.record());
-        assert!(seen.contiguous, "{arguments}: {seen:?}, {pair:?}");
-        assert_eq!(seen.errors, 0, "{arguments}: {seen:?}");
         seen
     }
 }

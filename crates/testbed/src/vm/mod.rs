@@ -16,5 +16,5 @@ pub use guest::{Guest, INITRD, KERNEL};
 pub use machine::{disk_image, make_tap, remove_tap, Vm};
 pub use options::{Machine, Ram, VmOptions, Writer, GUEST, GUEST_PORT};
 pub use serial::Serial;
-pub use ticks::{broken, gap, Gap, Line, Record, Tick};
+pub use ticks::{gap, sound, Gap, Line, Record, Tick};
 pub use tiny::{passes, Pass, TinyGuest, TinyOptions};
