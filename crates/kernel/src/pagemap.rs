@@ -181,13 +181,9 @@ impl ScanArgs {
 
     /// Private pages that are there and not the page of zeros; changes nothing.
     pub fn private_there() -> Self {
-        use category::{FILE, PRESENT, SWAPPED, ZERO};
         Self {
-            flags: 0,
-            inverted: FILE | ZERO,
-            mask: FILE | ZERO,
-            anyof: PRESENT | SWAPPED,
             returned: 0,
+            ..Self::private_present()
         }
     }
 

@@ -228,11 +228,12 @@ impl Machine {
         Ok(found)
     }
 
-    /// Everything that stands in its way, found without touching it.
+    /// Everything that stands in its way, found without touching it. What was looked at on the way: how its state is to be written, and the
+    /// memory that we carry.
     ///
     /// # Errors
     /// The first thing.
-    pub fn check(&mut self) -> Result<()> {
+    pub fn check(&mut self) -> Result<(Way, Vec<Block>)> {
         let (major, minor, micro) = self.qmp.version();
         if (major, minor, micro) < VERSION_MIN {
             let (want_major, want_minor, _) = VERSION_MIN;
@@ -245,7 +246,8 @@ impl Machine {
         self.check_blockers()?;
         let way = self.way()?;
         let blocks = self.memory(way)?;
-        self.check_watchers(&blocks)
+        self.check_watchers(&blocks)?;
+        Ok((way, blocks))
     }
 
     fn check_status(&mut self) -> Result<()> {

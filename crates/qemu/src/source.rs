@@ -190,10 +190,8 @@ impl Workload for QemuWorkload {
     type Store = GuestMemory;
 
     fn describe(&mut self) -> Result<Vec<u8>> {
-        self.machine.check()?;
+        let (way, blocks) = self.machine.check()?;
         let facts = self.machine.facts()?;
-        let way = self.machine.way()?;
-        let blocks = self.machine.memory(way)?;
         let pid = self.machine.pid();
         let arguments =
             Arguments::of_process(pid).map_err(MachineError::file("read", format!("/proc/{pid}/cmdline")))?;

@@ -1,8 +1,7 @@
 //! What stands in the way of a virtual machine's move is said in one sentence before anything is touched, by `check` and by `migrate`; and memory
 //! that the guest does not use does not travel.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use whimbrel_qemu::qmp::Qmp;
-use whimbrel_testbed::vm::{
-    disk_image, make_tap, sound, Guest, Ram, Serial, Vm, VmOptions, Writer, GUEST, GUEST_PORT,
-};
-use whimbrel_testbed::{at, Host, Running};
+use whimbrel_testbed::vm::{disk_image, make_tap, sound, Guest, Ram, Serial, Vm, VmOptions, Writer};
+use whimbrel_testbed::{Host, Running};
 
 use crate::errors::one_sentence;
+use crate::machines::Client;
 use crate::rig::{How, Rig, Side, LONG};
 
 const VM: &str = "vm";
@@ -236,25 +234,6 @@ fn memory_that_another_process_writes() {
     play_vhost_user(rig.hosts.alpha.path("/run/card"));
     let machine = start(&rig, &options);
     refused_by_both(&rig, &machine, &[], &["vhost-user", "-netdev"]);
-}
-
-/// One connection to the guest that lasts.
-struct Client(BufReader<TcpStream>);
-
-impl Client {
-    fn of(rig: &Rig) -> Self {
-        let stream = rig.hosts.client.connect(at(GUEST, GUEST_PORT), LONG).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        Self(BufReader::new(stream))
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        let stream = self.0.get_mut();
-        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
-        let mut answer = String::new();
-        self.0.read_line(&mut answer).unwrap();
-        answer.trim_end().to_string()
-    }
 }
 
 /// Leaves the guest so many MiB.

@@ -114,14 +114,7 @@ impl Machines {
 
     /// A client of the guest.
     pub(crate) fn client(&self) -> Client {
-        let stream = self
-            .rig
-            .hosts
-            .client
-            .connect(at(GUEST, GUEST_PORT), LONG)
-            .unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        Client(BufReader::new(stream))
+        Client::of(&self.rig)
     }
 
     /// Moves it to the other host, and looks whether the guest has seen anything of it but a pause.
@@ -164,6 +157,13 @@ impl Machines {
 pub(crate) struct Client(BufReader<TcpStream>);
 
 impl Client {
+    /// Of the guest, wherever it is.
+    pub(crate) fn of(rig: &Rig) -> Self {
+        let stream = rig.hosts.client.connect(at(GUEST, GUEST_PORT), LONG).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
     pub(crate) fn ask(&mut self, line: &str) -> String {
         let stream = self.0.get_mut();
         stream.write_all(format!("{line}\n").as_bytes()).unwrap();
