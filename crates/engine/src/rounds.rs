@@ -50,6 +50,8 @@ pub(crate) struct Tally {
     /// What the rounds tell of the link.
     pub path: Path,
     told: Option<Instant>,
+    /// The pages that the first scan found.
+    known: Vec<PageRun>,
 }
 
 impl<W: Workload> Rounds<'_, '_, W> {
@@ -61,6 +63,7 @@ impl<W: Workload> Rounds<'_, '_, W> {
             match order {
                 Order::Scan => self.scan()?,
                 Order::Send { runs, skip_rewritten } => self.send(&runs, skip_rewritten)?,
+                Order::Sample => self.sample()?,
                 Order::Drop { runs } => self.sender.drops(&runs)?,
                 Order::Freeze => self.freeze()?,
                 Order::Capture => self.capture()?,
@@ -84,7 +87,21 @@ impl<W: Workload> Rounds<'_, '_, W> {
         self.begin(Phase::Round)?;
         let scanned = self.workload.scan().map_err(Error::workload)?;
         let scan = self.follow(scanned)?;
+        if self.tally.known.is_empty() {
+            self.tally.known.clone_from(&scan.written);
+        }
         self.handle(Happened::Scanned(scan))
+    }
+
+    /// Of what the first scan found: pages that came into being since are few, and the next scan finds them.
+    fn sample(&mut self) -> Result<()> {
+        let mut written = Vec::new();
+        let known = std::mem::take(&mut self.tally.known);
+        let asked = self.workload.rewritten(&known, &mut written);
+        self.tally.known = known;
+        asked.map_err(Error::workload)?;
+        let written_pages = written.iter().map(|run| run.count).sum();
+        self.handle(Happened::Sampled { written_pages })
     }
 
     fn scan_last(&mut self) -> Result<()> {

@@ -221,7 +221,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             what: "share a connection".into(),
             cause,
         })?;
-        if self.options.migration.leaves_residue() {
+        if self.options.migration.may_leave_residue() {
             journal.set_residual(self.options.residual)?;
             self.session = Some(self.route().open()?);
         }

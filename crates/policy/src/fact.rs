@@ -137,6 +137,23 @@ impl Facts {
         });
     }
 
+    /// Nothing is known of these pages any more.
+    pub fn forget(&mut self, run: PageRun) {
+        self.groups.iter_mut().for_each(|group| group.pages.remove(run));
+        self.groups.retain(|group| !group.pages.is_empty());
+    }
+
+    /// The pages of which something is known that `wanted` picks. Targets are those of the group's page 0.
+    pub fn pages_of(&self, wanted: impl Fn(Knowledge) -> bool) -> Pages {
+        let mut pages = Pages::new();
+        let picked = self
+            .groups
+            .iter()
+            .filter(|group| wanted(group.knowledge.at(Page::FIRST)));
+        picked.for_each(|group| pages.union_with(&group.pages));
+        pages
+    }
+
     /// The pages of `owed` that no fact spares: what to send now.
     pub fn mask(&self, owed: &Pages) -> Pages {
         let mut send = owed.clone();

@@ -68,6 +68,13 @@ impl Ledger {
         })
     }
 
+    /// The destination has these pages from elsewhere.
+    pub fn arrived(&mut self, pages: &Pages) {
+        self.owed.subtract(pages);
+        self.copied.union_with(pages);
+        self.touched.union_with(pages);
+    }
+
     /// The workload is frozen and exactly `present` exists: what is owed from now on is final. Returns what the
     /// destination has to forget: what it has of its own and the source has not, and, if what is owed is to arrive
     /// `after_start`, the older copies of that, too. A page that is there is not faulted for, so the workload would read it.

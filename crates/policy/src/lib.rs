@@ -9,6 +9,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod balloon;
+pub mod collect;
+pub mod converge;
+pub mod dirty;
 pub mod estimate;
 pub mod fact;
 mod ledger;
@@ -16,9 +20,12 @@ pub mod migration;
 pub mod packing;
 pub mod pages;
 pub mod postcopy;
+pub mod predict;
 mod progress;
+pub mod skip;
 pub mod strategy;
 pub mod switchover;
+pub mod teleport;
 
 pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
 pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};

@@ -15,12 +15,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
+use crate::dirty::DirtyCurve;
 use crate::estimate::{dirty_rate, rate, time_for, Bandwidth};
-use crate::fact::{Fact, Facts};
+use crate::fact::{Fact, Facts, Knowledge};
 use crate::ledger::{Counts, Ledger};
 use crate::pages::{Page, PageRun, Pages, RunTooLong};
 use crate::progress::{Phase, Progress, Round};
-use crate::strategy::{bytes_of, Decision, RoundFacts, StopReason, Strategy};
+use crate::strategy::{bytes_of, Decision, RoundFacts, StopCopy, StopReason, Strategy};
 
 /// Goals that the user sets. Times are since the migration began unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,17 @@ pub enum Event {
     },
     /// Somebody knows something about pages. May come at any time before the freeze; counts from the next round on.
     Facts(Vec<Fact>),
+    /// Nothing is known of these pages any more: whatever facts spared them, they are sent from the next round on. May come
+    /// at any time before the freeze.
+    Forgotten(Vec<PageRun>),
+    /// The destination has these pages from elsewhere, as [`Knowledge::OnStorage`] said. Those of which that does not hold any more
+    /// (they were written meanwhile) stay owed. May come at any time before the freeze.
+    Fetched(Vec<PageRun>),
+    /// The answer to [`Order::Sample`].
+    Sampled {
+        /// Pages written since the last scan.
+        written_pages: u64,
+    },
     /// The generation of the layout, for facts that hold for one. May come at any time before the freeze.
     LayoutIs {
         /// Goes up with each change.
@@ -137,6 +149,9 @@ impl Event {
             Event::Frozen => "Frozen",
             Event::Captured { .. } => "Captured",
             Event::Facts(_) => "Facts",
+            Event::Forgotten(_) => "Forgotten",
+            Event::Fetched(_) => "Fetched",
+            Event::Sampled { .. } => "Sampled",
             Event::LayoutIs { .. } => "LayoutIs",
         }
     }
@@ -154,6 +169,8 @@ pub enum Order {
         /// Look again before sending, and leave out what was written meanwhile (never once frozen).
         skip_rewritten: bool,
     },
+    /// Count the pages written since the last scan, clear nothing, while the workload runs.
+    Sample,
     /// The destination forgets these pages: they are gone, or they are older copies of residual pages, which have to
     /// fault. Travels in order with the pages; no answer, so it is ordered once.
     Drop {
@@ -264,6 +281,7 @@ pub struct Migration {
     /// The same in bytes on the wire.
     link: Bandwidth,
     dirty_rate: Option<u64>,
+    dirty: DirtyCurve,
     phase: Phase,
     /// What the phases `Round` and `LastPages` send.
     sending: Sending,
@@ -288,7 +306,7 @@ impl Migration {
     /// A migration by `strategy` that begins at time zero.
     pub fn new(strategy: Box<dyn Strategy>, limits: Limits, hints: Hints) -> Self {
         let live = strategy.is_live();
-        let at_once = match strategy.leaves_residue() {
+        let at_once = match strategy.may_leave_residue() {
             true => StopReason::Residue,
             false => StopReason::StopCopy,
         };
@@ -301,6 +319,7 @@ impl Migration {
             bandwidth: Bandwidth::default(),
             link: Bandwidth::default(),
             dirty_rate: None,
+            dirty: DirtyCurve::default(),
             phase: if live { Phase::Scan } else { Phase::Freeze },
             sending: Sending::default(),
             drops: Vec::new(),
@@ -320,9 +339,14 @@ impl Migration {
         self.strategy.is_live()
     }
 
-    /// Whether pages are left for the time after the switch-over.
-    pub fn leaves_residue(&self) -> bool {
-        self.strategy.leaves_residue()
+    /// Whether pages may be left for the time after the switch-over.
+    pub fn may_leave_residue(&self) -> bool {
+        self.strategy.may_leave_residue()
+    }
+
+    /// How many pages the workload writes in how long a time, as far as scans and samples have shown.
+    pub fn dirty_curve(&self) -> &DirtyCurve {
+        &self.dirty
     }
 
     /// The strategy's name.
@@ -362,6 +386,7 @@ impl Migration {
             Phase::LastPages if !self.drops.is_empty() => Order::Drop {
                 runs: core::mem::take(&mut self.drops),
             },
+            Phase::Round if self.wants_sample(now) => Order::Sample,
             Phase::Round => self.send_more(now),
             Phase::LastPages if !self.sending.is_done() => self.send_more(now),
             Phase::LastPages | Phase::HandOver => {
@@ -392,7 +417,16 @@ impl Migration {
             (Phase::LastPages, Event::Sent(sent)) if self.sending.batch.is_some() => {
                 self.sent_frozen(now, &sent)
             }
+            (Phase::Round, Event::Sampled { written_pages }) if self.sending.batch.is_none() => {
+                self.sampled(now, written_pages);
+                Ok(())
+            }
             (Phase::Scan | Phase::Round, Event::Facts(facts)) => self.learn(&facts),
+            (Phase::Scan | Phase::Round, Event::Forgotten(runs)) => {
+                runs.iter().for_each(|&run| self.facts.forget(run));
+                Ok(())
+            }
+            (Phase::Scan | Phase::Round, Event::Fetched(runs)) => self.fetched(&runs),
             (Phase::Scan | Phase::Round, Event::LayoutIs { generation }) => {
                 self.facts.layout_is(generation);
                 Ok(())
@@ -443,6 +477,52 @@ impl Migration {
         Ok(())
     }
 
+    /// Only what a fact that still holds says to be on the storage: what was written since is owed, whatever was fetched.
+    fn fetched(&mut self, runs: &[PageRun]) -> Result<(), MigrationError> {
+        let mut there = Pages::from_runs(runs)?;
+        there.intersect_with(
+            &self
+                .facts
+                .pages_of(|known| matches!(known, Knowledge::OnStorage(_))),
+        );
+        self.ledger.arrived(&there);
+        there.runs().for_each(|run| self.facts.forget(run));
+        Ok(())
+    }
+
+    /// While no batch is out: its answer is waited for first.
+    fn wants_sample(&self, now: Duration) -> bool {
+        self.sending.batch.is_none() && self.strategy.sample_at().is_some_and(|at| now >= at)
+    }
+
+    fn sampled(&mut self, now: Duration, written_pages: u64) {
+        if let Some(since) = self.scanned_at {
+            self.dirty.add(now.saturating_sub(since), written_pages);
+        }
+        self.reconsider(now);
+    }
+
+    /// In the middle of a round: go on, or freeze now?
+    fn reconsider(&mut self, now: Duration) {
+        if self.phase != Phase::Round {
+            return;
+        }
+        let left = self.sending.left_pages();
+        let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
+        let verdict = strategy.reconsider(&self.round_facts(now, left));
+        self.strategy = strategy;
+        if let Some(reason) = verdict {
+            self.cut_round_short(now, reason);
+        }
+    }
+
+    fn cut_round_short(&mut self, now: Duration, reason: StopReason) {
+        self.close_record(now);
+        self.sending.pages = Pages::new();
+        self.stop_reason = Some(reason);
+        self.phase = Phase::Freeze;
+    }
+
     fn scanned(&mut self, now: Duration, scan: &Scan) -> Result<(), MigrationError> {
         let written = Pages::from_runs(&scan.written)?;
         self.take_scan(now, scan, &written);
@@ -465,27 +545,46 @@ impl Migration {
         // Before the first scan nothing was being counted: what it finds was not written in any known time.
         let measured = since.and_then(|then| dirty_rate(written.len(), now.saturating_sub(then)));
         self.dirty_rate = measured.or(self.dirty_rate);
+        if let Some(then) = since {
+            self.dirty.add(now.saturating_sub(then), written.len());
+        }
         self.ledger.scanned(scan, written);
         self.facts.scanned(written, &scan.lost);
         self.memory_pages = self.memory_pages.max(self.ledger.known_pages());
     }
 
-    fn decide(&mut self, now: Duration, owed_pages: u64) -> Decision {
-        let facts = RoundFacts {
+    fn round_facts(&self, now: Duration, owed_pages: u64) -> RoundFacts<'_> {
+        RoundFacts {
             rounds: self.rounds.len() as u32,
             owed_pages,
             sent_pages: self.sent.sent,
             memory_pages: self.memory_pages,
             dirty_rate: self.dirty_rate,
+            dirty: &self.dirty,
             bandwidth: self.bandwidth(),
+            wire_share: self.wire_share(),
             predicted_downtime: self.predicted_downtime(owed_pages),
             elapsed: now,
             limits: &self.limits,
-        };
-        match (self.strategy.decide(&facts), facts.limit_reached()) {
+            hints: &self.hints,
+        }
+    }
+
+    fn decide(&mut self, now: Duration, owed_pages: u64) -> Decision {
+        let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
+        let facts = self.round_facts(now, owed_pages);
+        let decision = match (strategy.decide(&facts), facts.limit_reached()) {
             (Decision::Round, Some(limit)) => Decision::Freeze(limit),
             (decision, _) => decision,
-        }
+        };
+        self.strategy = strategy;
+        decision
+    }
+
+    /// Bytes on the wire for each byte of a page with content so far.
+    fn wire_share(&self) -> Option<f64> {
+        let pages = bytes_of(self.sent.sent);
+        (pages > 0).then(|| self.wire_bytes as f64 / pages as f64)
     }
 
     fn begin_round(&mut self, now: Duration, pages: Pages, frozen: bool) {
@@ -561,12 +660,10 @@ impl Migration {
         self.account(sent)?;
         let spent = self.limits.traffic_pages_left(self.memory_pages, self.sent.sent) == 0;
         if spent && !self.sending.is_done() {
-            self.close_record(now);
-            self.sending.pages = Pages::new();
-            self.stop_reason = Some(StopReason::Traffic);
-            self.phase = Phase::Freeze;
+            self.cut_round_short(now, StopReason::Traffic);
         } else {
             self.end_round_if_done(now);
+            self.reconsider(now);
         }
         Ok(())
     }

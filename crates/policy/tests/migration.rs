@@ -280,6 +280,7 @@ impl Engine {
                 self.now = until;
                 return;
             }
+            Order::Sample => Event::Sampled { written_pages: 0 },
             Order::HandOver => unreachable!(),
         };
         self.migration.handle(self.now, event).unwrap();

@@ -33,6 +33,7 @@
 
 mod bubbling;
 mod demand;
+mod guide;
 pub mod latency;
 mod metrics;
 pub mod pace;

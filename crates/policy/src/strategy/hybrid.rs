@@ -75,7 +75,8 @@ impl Strategy for Hybrid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::Limits;
+    use crate::dirty::DirtyCurve;
+    use crate::migration::{Hints, Limits};
     use core::time::Duration;
 
     /// Passes that it does, and why it stops, when the scans find `owed` pages one after the other.
@@ -92,10 +93,13 @@ mod tests {
                 sent_pages: 0,
                 memory_pages: owed[0],
                 dirty_rate: None,
+                dirty: &DirtyCurve::default(),
+                wire_share: None,
                 bandwidth: None,
                 predicted_downtime: Some(Duration::ZERO),
                 elapsed: Duration::ZERO,
                 limits: &limits,
+                hints: &Hints::default(),
             };
             if let Decision::Freeze(reason) = strategy.decide(&facts) {
                 return (rounds as u32, reason);

@@ -3,9 +3,11 @@
 use core::fmt;
 use core::time::Duration;
 
-use crate::migration::Limits;
+use crate::dirty::DirtyCurve;
+use crate::migration::{Hints, Limits};
 use crate::pages::PAGE_SIZE;
 
+mod auto;
 mod hybrid;
 mod postcopy;
 mod precopy;
@@ -29,14 +31,20 @@ pub struct RoundFacts<'a> {
     pub memory_pages: u64,
     /// Bytes per second that the workload dirtied between the last two scans.
     pub dirty_rate: Option<u64>,
+    /// How many pages the workload writes in how long a time.
+    pub dirty: &'a DirtyCurve,
     /// Bytes per second of the link, or the limit on it if that is lower.
     pub bandwidth: Option<u64>,
+    /// Bytes on the wire for each byte of a page with content so far; below 1 if pages are packed.
+    pub wire_share: Option<f64>,
     /// Downtime if it was frozen now.
     pub predicted_downtime: Option<Duration>,
     /// Since the migration began.
     pub elapsed: Duration,
     /// The user's goals.
     pub limits: &'a Limits,
+    /// What was known beforehand.
+    pub hints: &'a Hints,
 }
 
 impl RoundFacts<'_> {
@@ -106,6 +114,23 @@ pub trait Strategy: fmt::Debug + Send {
     /// workload is frozen.
     fn leaves_residue(&self) -> bool {
         false
+    }
+
+    /// Whether that may come to be, as far as is known before the first page. A strategy that has yet to decide says yes here, and
+    /// in [`Strategy::leaves_residue`] what it has decided.
+    fn may_leave_residue(&self) -> bool {
+        self.leaves_residue()
+    }
+
+    /// From when on the pages written since the last scan are to be counted again, in the middle of a round.
+    fn sample_at(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Asked in the middle of a round, after each batch and each sample, with the pages of the round that are still to be sent as
+    /// the owed ones: freeze now?
+    fn reconsider(&mut self, _facts: &RoundFacts<'_>) -> Option<StopReason> {
+        None
     }
 
     /// Whether the passes before the switch-over carry only what cannot be left behind ([`crate::Scan::urgent`]).

@@ -76,7 +76,8 @@ impl Strategy for PreCopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::Limits;
+    use crate::dirty::DirtyCurve;
+    use crate::migration::{Hints, Limits};
     use core::time::Duration;
     use std::vec::Vec;
 
@@ -91,10 +92,13 @@ mod tests {
                 sent_pages,
                 memory_pages: owed[0],
                 dirty_rate: None,
+                dirty: &DirtyCurve::default(),
+                wire_share: None,
                 bandwidth: None,
                 predicted_downtime: downtime(owed_pages),
                 elapsed: Duration::ZERO,
                 limits,
+                hints: &Hints::default(),
             };
             sent_pages += owed_pages;
             strategy.decide(&facts)

@@ -1,0 +1,1 @@
+//! Which heap regions to collect before a snapshot (ALMA).

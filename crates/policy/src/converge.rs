@@ -1,0 +1,1 @@
+//! Auto-converge: slowing the workload down step by step.

@@ -1,0 +1,1 @@
+//! Guide-copy: pages that the forward context touches go first.

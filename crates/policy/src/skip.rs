@@ -1,0 +1,1 @@
+//! Skip areas and the transfer bitmap (JAVMM).

@@ -1,0 +1,1 @@
+//! Decides while it runs.

@@ -1,0 +1,1 @@
+//! Two networks that eat one list (page cache teleportation).

@@ -1,0 +1,1 @@
+//! What a real migration recorded, decided again.

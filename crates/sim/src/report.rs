@@ -1,0 +1,1 @@
+//! A table, JSON, CSV and a page of what came out.

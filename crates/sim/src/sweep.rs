@@ -1,0 +1,1 @@
+//! The same scenario with other values.
