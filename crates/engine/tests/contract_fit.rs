@@ -259,6 +259,7 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
                 continue;
             }
             Order::Wait { .. } => continue,
+            Order::Sample => unreachable!("no strategy here looks in the middle of a round"),
             Order::HandOver => return,
         };
         migration.handle(now, event).unwrap();
