@@ -4,13 +4,13 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::migration::Scan;
-use crate::pages::{Page, PageRun, Pages, RunTooLong};
+use crate::pages::{Page, PageRun, Pages, RunTooLong, RUN_PAGES_MAX};
 
 /// Applications that take part at most. The pages of others are sent.
 pub const APPLICATIONS_MAX: usize = 64;
 
-/// Runs of one list of a claim that are read at most: 1 GiB in frames of which no two are neighbours. Pages beyond
-/// are neither skipped nor owned.
+/// Runs of one list of a claim that are read at most: 1 GiB in frames of which no two are neighbours. Pages beyond,
+/// or beyond [`RUN_PAGES_MAX`] in all, are neither skipped nor owned.
 pub const RUNS_MAX: usize = 1 << 18;
 
 /// An application that owns skip areas.
@@ -180,9 +180,13 @@ fn shrunk(old: Pages, new: &Pages, set: &mut Pages) -> Pages {
 fn read(runs: &[PageRun]) -> (Pages, u64) {
     let mut pages = Pages::new();
     let mut unread: u64 = 0;
+    // Over all runs: a list that names the same long run again and again costs no more time than one.
+    let mut room = RUN_PAGES_MAX;
     for (i, &run) in runs.iter().enumerate() {
-        if i >= RUNS_MAX || pages.insert(run).is_err() {
+        if i >= RUNS_MAX || run.count > room || pages.insert(run).is_err() {
             unread = unread.saturating_add(run.count);
+        } else {
+            room -= run.count;
         }
     }
     (pages, unread)
@@ -199,7 +203,7 @@ fn without(runs: &[PageRun], skipped: &Pages) -> Result<(Vec<PageRun>, u64), Run
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::{SpaceId, RUN_PAGES_MAX};
+    use crate::pages::SpaceId;
     use std::vec;
 
     const A: ApplicationId = ApplicationId(1);
