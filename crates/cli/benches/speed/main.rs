@@ -18,6 +18,7 @@ mod hybrid;
 mod link;
 mod machines;
 mod paper;
+mod predict;
 mod record;
 #[allow(dead_code)]
 #[path = "../../tests/integration/rig.rs"]
@@ -32,7 +33,7 @@ mod tracking;
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 11] = [
+const MEASUREMENTS: [Measurement; 12] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
@@ -44,6 +45,7 @@ const MEASUREMENTS: [Measurement; 11] = [
     ("hybrid", hybrid::java_by_strategy),
     ("servers", servers::by_strategy),
     ("machines", machines::against_qemu),
+    ("predict", predict::against_the_truth),
 ];
 
 fn main() {

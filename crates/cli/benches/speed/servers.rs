@@ -47,7 +47,7 @@ const VALUE: usize = 1000;
 const SET_EVERY: u64 = 4;
 
 /// What a client does again and again.
-type Exchange = Box<dyn FnMut(&mut Lines) -> io::Result<()> + Send>;
+pub type Exchange = Box<dyn FnMut(&mut Lines) -> io::Result<()> + Send>;
 
 /// A server, how it is started and how it is used.
 struct Server {
@@ -151,7 +151,7 @@ fn draw(name: &str, series: Vec<Series>) {
     save(&format!("latency-{name}.svg"), &chart);
 }
 
-fn start_redis(rig: &Rig) {
+pub fn start_redis(rig: &Rig) {
     rig.serve(
         "redis-server --port 7000 --bind 0.0.0.0 --protected-mode no --appendonly no --dir /tmp --save \"\"",
     );
@@ -172,7 +172,7 @@ fn value(key: usize, version: u64) -> String {
 }
 
 /// Knows what each of its keys must hold. Nobody else writes them.
-fn redis_client(client: usize) -> Exchange {
+pub fn redis_client(client: usize) -> Exchange {
     let mut versions = vec![0; KEYS / CONNECTIONS];
     let (mut random, mut number) = (client as u64 + 1, 0);
     Box::new(move |lines| {

@@ -171,28 +171,53 @@ impl Rig {
         self.record(from)
     }
 
-    /// Starts both ends of a move.
-    pub fn begin_move(&self, from: Side, how: &How) -> Moving {
-        let address = self.hosts.address_of(self.host(from.other()));
-        let address = SocketAddr::new(address, PORT);
-        let reached_at = how.via.unwrap_or(address).to_string();
-        let address = address.to_string();
+    /// What `plan` says of a workload, as JSON. The `receive` that it asks is not used up by it, and ended.
+    pub fn plan(&self, from: Side, workload: &str, arguments: &str) -> Value {
+        let (mut receive, key) = self.receive(from.other(), &How::default());
+        let to = self.listens_at(from.other()).to_string();
+        let words = ["whimbrel", "plan", workload, &to, "--json"].into_iter();
+        let command = self.host(from).command(words.chain(arguments.split_whitespace()));
+        let finished = command.env("WHIMBREL_KEY", key).finish(LONG).unwrap();
+        assert!(
+            finished.success(),
+            "whimbrel plan: {finished:?}\n{}",
+            receive.output()
+        );
+        assert!(!receive.ended(), "receive: {}", receive.output());
+        receive.interrupt().unwrap();
+        receive.wait(LONG).unwrap();
+        let text = &finished.output;
+        let json = text.find('{').map_or("", |at| &text[at..]);
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    fn listens_at(&self, side: Side) -> SocketAddr {
+        SocketAddr::new(self.hosts.address_of(self.host(side)), PORT)
+    }
+
+    /// Starts `receive`, and gives its key.
+    pub fn receive(&self, side: Side, how: &How) -> (Running, String) {
+        let address = self.listens_at(side).to_string();
         let words = ["whimbrel", "receive", "--listen", &address].map(str::to_string);
         let words = words.into_iter().chain(how.receive_arguments.iter().cloned());
-        let mut receive = self.host(from.other()).command(words);
+        let mut receive = self.host(side).command(words);
         if let Some(phase) = how.pause_destination_at {
             receive = receive.env("WHIMBREL_PAUSE_AT", phase);
         }
         let receive = receive.spawn().unwrap();
         let line = receive.line_with("--key ", LONG).unwrap();
-        let key = line
-            .split_once("--key ")
-            .unwrap()
-            .1
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .to_string();
+        let key = line.split_once("--key ").unwrap().1;
+        let key = key.split_whitespace().next().unwrap().to_string();
+        (receive, key)
+    }
+
+    /// Starts both ends of a move, by pre-copy if nothing else is said.
+    pub fn begin_move(&self, from: Side, how: &How) -> Moving {
+        let (receive, key) = self.receive(from.other(), how);
+        let address = self.listens_at(from.other());
+        let reached_at = how.via.unwrap_or(address).to_string();
+        let unsaid = !how.arguments.iter().any(|word| word == "--strategy");
+        let precopy = ["--strategy", "precopy"].map(str::to_string);
         let fixed = [
             "whimbrel",
             "migrate",
@@ -204,6 +229,7 @@ impl Rig {
         let words = fixed
             .into_iter()
             .map(str::to_string)
+            .chain(precopy.into_iter().filter(|_| unsaid))
             .chain(how.arguments.iter().cloned());
         let mut migrate = self.host(from).command(words).env("WHIMBREL_KEY", key);
         // What an earlier move from this host has written is not what is waited for.

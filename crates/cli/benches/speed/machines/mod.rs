@@ -2,7 +2,7 @@
 //!
 //! Each has its own default for the downtime: QEMU 300 ms, whimbrel 50 ms. All processes have the same priority.
 
-mod bed;
+pub mod bed;
 mod native;
 mod report;
 mod tracking;
@@ -40,7 +40,7 @@ pub struct Row {
 
 impl Row {
     /// All guests of a size have as much filled memory, so that only the writing differs.
-    fn new(memory_mib: u32, rate: u32) -> Self {
+    pub fn new(memory_mib: u32, rate: u32) -> Self {
         let writer_mb = if rate == 0 { 0 } else { 128 };
         let filled = if memory_mib > 1024 { 1152 } else { 128 };
         Self {
