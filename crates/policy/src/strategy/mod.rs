@@ -25,7 +25,8 @@ pub use stopcopy::StopCopy;
 pub struct RoundFacts<'a> {
     /// Rounds done.
     pub rounds: u32,
-    /// Pages to send if a round began now. Pages masked by facts are not among them.
+    /// Pages to send if a round began now. Pages masked by facts are not among them, but for those that storage has still to bring
+    /// and that would be sent while the workload is frozen.
     pub owed_pages: u64,
     /// Those of them that cannot follow after the switch-over, as far as the last scan says.
     pub urgent_pages: u64,
