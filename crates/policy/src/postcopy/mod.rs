@@ -32,6 +32,7 @@
 //! it: they are ordered first, and [`pace`] keeps what is under way on the link down to about what the link holds.
 
 mod bubbling;
+mod choice;
 mod demand;
 mod guide;
 pub mod latency;
@@ -47,6 +48,7 @@ use core::fmt;
 use core::time::Duration;
 
 pub use bubbling::Bubbling;
+pub use choice::{Choice, NotAnOrder, PIVOTS_MAX};
 pub use demand::Demand;
 pub use latency::Latencies;
 pub use metrics::{Metrics, THREADS_MAX};
@@ -59,6 +61,7 @@ use crate::pages::{Page, PageRun, Pages};
 
 /// A thread of the workload, or a vCPU. Only told apart, never used to reach one: any number is valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ThreadId(pub u32);
 
 /// An order in which residual pages are pushed: one file for each.
@@ -82,6 +85,7 @@ pub trait PrePaging: fmt::Debug + Send {
 
 /// What the user sets for the time after the switch-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Limits {
     /// Bytes per second of the push, `None` for as fast as the link goes. Replies neither wait for it nor count.
     pub bandwidth_max: Option<u64>,
@@ -105,6 +109,7 @@ impl Default for Limits {
 
 /// A network fault, as the destination reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Fault {
     /// The page that is missing.
     pub page: Page,
@@ -117,6 +122,8 @@ pub struct Fault {
 
 /// What comes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Answer {
     /// The page will be ordered in a [`Order::Reply`], or goes with one that is.
     Queued,
@@ -136,10 +143,13 @@ pub enum Answer {
 /// Names what was sent by one order. Numbers go up and are never used twice, so that an acknowledgement from before a lost link
 /// names nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PieceId(pub u64);
 
 /// Something happened, beside faults. `now` is passed with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Event {
     /// The answer to [`Order::Reply`] and [`Order::Push`]: it was written to its stream.
     Sent {
@@ -176,6 +186,8 @@ pub enum Event {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Order {
     /// Send these pages on the stream for faults, at once.
     Reply {

@@ -8,11 +8,13 @@ use crate::migration::{Hints, Limits};
 use crate::pages::PAGE_SIZE;
 
 mod auto;
+mod choice;
 mod hybrid;
 mod postcopy;
 mod precopy;
 mod stopcopy;
 
+pub use choice::{Choice, NotAStrategy};
 pub use hybrid::{Hybrid, Passes};
 pub use postcopy::PostCopy;
 pub use precopy::PreCopy;
@@ -106,6 +108,11 @@ pub enum Decision {
 pub trait Strategy: fmt::Debug + Send {
     /// The name that users type.
     fn name(&self) -> &'static str;
+
+    /// How to make the same strategy anew, with all of its parameters; `None` if a [`Choice`] cannot say that.
+    fn choice(&self) -> Option<Choice> {
+        None
+    }
 
     /// Whether pages are tracked and sent while the workload runs. If not, it is frozen first and never asked.
     fn is_live(&self) -> bool;
