@@ -21,6 +21,7 @@ mod serve;
 pub mod source;
 mod source_switch;
 pub mod summary;
+mod trace;
 pub mod waiters;
 
 pub use contract::{Left, Mode, Never, News, Outcome, PageStore, Pager, Recover, Replica, Tell, Workload};
@@ -30,6 +31,8 @@ pub use guardian::{recover_stale, take_over, GuardianOptions, Settled};
 pub use journal::{Journals, Record, Role, State};
 pub use link::LINK_TIMEOUT;
 pub use observer::{Observer, Phase, Progress, Round, DESTINATION_PHASES, SOURCE_PHASES};
-pub use residual::{NotAnOrder, Prepaging, ResidualOptions, ResidualProgress, PIVOTS_MAX, RECONNECT_FOR};
+pub use residual::{ResidualOptions, ResidualProgress, RECONNECT_FOR};
 pub use source::{migrate, SourceOptions};
 pub use summary::{JsonLines, Received, ResidualSummary, Summary};
+pub use trace::Trace;
+pub use whimbrel_policy::postcopy::{Named as Prepaging, NotAnOrder, PIVOTS_MAX};

@@ -21,7 +21,7 @@ use crate::fact::{Fact, Facts, Knowledge};
 use crate::ledger::{Counts, Ledger};
 use crate::pages::{Page, PageRun, Pages, RunTooLong};
 use crate::progress::{Phase, Progress, Round};
-use crate::strategy::{bytes_of, Choice, Decision, RoundFacts, StopCopy, StopReason, Strategy};
+use crate::strategy::{bytes_of, Decision, Named, RoundFacts, StopCopy, StopReason, Strategy};
 
 /// Goals that the user sets. Times are since the migration began unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -357,9 +357,9 @@ impl Migration {
         &self.dirty
     }
 
-    /// How to make the strategy anew; see [`Strategy::choice`].
-    pub fn choice(&self) -> Option<Choice> {
-        self.strategy.choice()
+    /// How to make the strategy anew; see [`Strategy::named`].
+    pub fn named(&self) -> Option<Named> {
+        self.strategy.named()
     }
 
     /// The user's goals.

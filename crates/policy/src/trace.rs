@@ -24,6 +24,11 @@ use crate::{migration, postcopy, strategy};
 /// Goes up whenever older readers would misread a trace.
 pub const FORMAT: u32 = 1;
 
+/// A trace is not longer; one that would be ends with [`Step::Cut`].
+pub const TRACE_BYTES_MAX: u64 = 1 << 30;
+/// Nor is a line of it: some ten million runs of pages.
+pub const LINE_BYTES_MAX: u64 = 1 << 28;
+
 /// The first line: how the decisions were made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -32,13 +37,13 @@ pub struct Head {
     /// The version of whimbrel that decided.
     pub whimbrel: String,
     /// The strategy, with its parameters.
-    pub strategy: strategy::Choice,
+    pub strategy: strategy::Named,
     /// The user's goals.
     pub limits: migration::Limits,
     /// What was known beforehand.
     pub hints: migration::Hints,
     /// The order of the push, if pages are left for it.
-    pub prepaging: postcopy::Choice,
+    pub prepaging: postcopy::Named,
     /// The user's goals for that.
     pub residual_limits: postcopy::Limits,
 }

@@ -189,13 +189,13 @@ fn step() -> impl Strategy<Value = Step<'static>> {
 }
 
 fn head() -> impl Strategy<Value = Head> {
-    use strategy::Choice;
+    use strategy::Named;
     let strategy = prop_oneof![
-        Just(Choice::PreCopy),
-        Just(Choice::StopCopy),
-        Just(Choice::PostCopy),
-        Just(Choice::Hybrid(Passes::WhileProgress)),
-        any::<u32>().prop_map(|passes| Choice::Hybrid(Passes::Exactly(passes))),
+        Just(Named::PreCopy),
+        Just(Named::StopCopy),
+        Just(Named::PostCopy),
+        Just(Named::Hybrid(Passes::WhileProgress)),
+        any::<u32>().prop_map(|passes| Named::Hybrid(Passes::Exactly(passes))),
     ];
     let limits = any::<(Duration, u32, u32, Option<u64>)>().prop_map(|limits| Limits {
         downtime_max: limits.0,
@@ -210,9 +210,9 @@ fn head() -> impl Strategy<Value = Head> {
         bandwidth: hints.3,
     });
     let prepaging = prop_oneof![
-        Just(postcopy::Choice::Demand),
-        Just(postcopy::Choice::Push),
-        any::<usize>().prop_map(|pivots_max| postcopy::Choice::Bubbling { pivots_max }),
+        Just(postcopy::Named::Demand),
+        Just(postcopy::Named::Push),
+        any::<usize>().prop_map(|pivots_max| postcopy::Named::Bubbling { pivots_max }),
     ];
     let residual = any::<(Option<u64>, u64, u64)>().prop_map(|limits| postcopy::Limits {
         bandwidth_max: limits.0,

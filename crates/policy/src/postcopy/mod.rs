@@ -32,11 +32,11 @@
 //! it: they are ordered first, and [`pace`] keeps what is under way on the link down to about what the link holds.
 
 mod bubbling;
-mod choice;
 mod demand;
 mod guide;
 pub mod latency;
 mod metrics;
+mod named;
 pub mod pace;
 mod push;
 mod readahead;
@@ -48,10 +48,10 @@ use core::fmt;
 use core::time::Duration;
 
 pub use bubbling::Bubbling;
-pub use choice::{Choice, NotAnOrder, PIVOTS_MAX};
 pub use demand::Demand;
 pub use latency::Latencies;
 pub use metrics::{Metrics, THREADS_MAX};
+pub use named::{Named, NotAnOrder, PIVOTS_MAX};
 pub use pace::{Pace, Path};
 pub use push::Push;
 pub use residual::{Residual, FAULTS_MAX, PIECES_MAX};

@@ -1,6 +1,6 @@
 //! Some passes of pre-copy, then post-copy of what was written meanwhile.
 
-use super::{Choice, Decision, PreCopy, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, PreCopy, RoundFacts, StopReason, Strategy};
 
 /// How many passes come before the switch-over. The limits on rounds and traffic hold besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl Strategy for Hybrid {
         "hybrid"
     }
 
-    fn choice(&self) -> Option<Choice> {
-        Some(Choice::Hybrid(self.passes))
+    fn named(&self) -> Option<Named> {
+        Some(Named::Hybrid(self.passes))
     }
 
     fn is_live(&self) -> bool {

@@ -8,14 +8,14 @@ use crate::migration::{Hints, Limits};
 use crate::pages::PAGE_SIZE;
 
 mod auto;
-mod choice;
 mod hybrid;
+mod named;
 mod postcopy;
 mod precopy;
 mod stopcopy;
 
-pub use choice::{Choice, NotAStrategy};
 pub use hybrid::{Hybrid, Passes};
+pub use named::{Named, NotAStrategy};
 pub use postcopy::PostCopy;
 pub use precopy::PreCopy;
 pub use stopcopy::StopCopy;
@@ -109,8 +109,8 @@ pub trait Strategy: fmt::Debug + Send {
     /// The name that users type.
     fn name(&self) -> &'static str;
 
-    /// How to make the same strategy anew, with all of its parameters; `None` if a [`Choice`] cannot say that.
-    fn choice(&self) -> Option<Choice> {
+    /// How to make the same strategy anew, with all of its parameters; `None` if a [`Named`] cannot say that.
+    fn named(&self) -> Option<Named> {
         None
     }
 

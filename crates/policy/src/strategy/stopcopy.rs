@@ -1,6 +1,6 @@
 //! Freeze, send everything, go on at the destination: nothing is tracked, everything is downtime.
 
-use super::{Choice, Decision, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, RoundFacts, StopReason, Strategy};
 
 /// Stop-and-copy: the baseline, and the way for what cannot be tracked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,8 +11,8 @@ impl Strategy for StopCopy {
         "stopcopy"
     }
 
-    fn choice(&self) -> Option<Choice> {
-        Some(Choice::StopCopy)
+    fn named(&self) -> Option<Named> {
+        Some(Named::StopCopy)
     }
 
     fn is_live(&self) -> bool {

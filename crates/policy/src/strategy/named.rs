@@ -13,7 +13,7 @@ use super::{Hybrid, Passes, PostCopy, PreCopy, StopCopy, Strategy};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
-pub enum Choice {
+pub enum Named {
     /// [`PreCopy`].
     PreCopy,
     /// [`StopCopy`].
@@ -24,25 +24,25 @@ pub enum Choice {
     Hybrid(Passes),
 }
 
-impl Choice {
+impl Named {
     /// The strategy, at its beginning.
     pub fn build(self) -> Box<dyn Strategy> {
         match self {
-            Choice::PreCopy => Box::new(PreCopy::default()),
-            Choice::StopCopy => Box::new(StopCopy),
-            Choice::PostCopy => Box::new(PostCopy),
-            Choice::Hybrid(passes) => Box::new(Hybrid::new(passes)),
+            Named::PreCopy => Box::new(PreCopy::default()),
+            Named::StopCopy => Box::new(StopCopy),
+            Named::PostCopy => Box::new(PostCopy),
+            Named::Hybrid(passes) => Box::new(Hybrid::new(passes)),
         }
     }
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.build().name())?;
         match self {
-            Choice::Hybrid(Passes::Exactly(passes)) => write!(f, ":{passes}"),
-            Choice::Hybrid(Passes::WhileProgress) => f.write_str(":progress"),
-            Choice::PreCopy | Choice::StopCopy | Choice::PostCopy => Ok(()),
+            Named::Hybrid(Passes::Exactly(passes)) => write!(f, ":{passes}"),
+            Named::Hybrid(Passes::WhileProgress) => f.write_str(":progress"),
+            Named::PreCopy | Named::StopCopy | Named::PostCopy => Ok(()),
         }
     }
 }
@@ -61,18 +61,18 @@ impl fmt::Display for NotAStrategy {
 
 impl core::error::Error for NotAStrategy {}
 
-impl FromStr for Choice {
+impl FromStr for Named {
     type Err = NotAStrategy;
 
     fn from_str(text: &str) -> Result<Self, NotAStrategy> {
         let passes = |passes: &str| passes.parse().map(Passes::Exactly).map_err(|_| NotAStrategy);
         match text {
-            "precopy" => Ok(Choice::PreCopy),
-            "stopcopy" => Ok(Choice::StopCopy),
-            "postcopy" => Ok(Choice::PostCopy),
-            "hybrid" => Ok(Choice::Hybrid(Passes::Exactly(1))),
-            "hybrid:progress" => Ok(Choice::Hybrid(Passes::WhileProgress)),
-            _ => passes(text.strip_prefix("hybrid:").ok_or(NotAStrategy)?).map(Choice::Hybrid),
+            "precopy" => Ok(Named::PreCopy),
+            "stopcopy" => Ok(Named::StopCopy),
+            "postcopy" => Ok(Named::PostCopy),
+            "hybrid" => Ok(Named::Hybrid(Passes::Exactly(1))),
+            "hybrid:progress" => Ok(Named::Hybrid(Passes::WhileProgress)),
+            _ => passes(text.strip_prefix("hybrid:").ok_or(NotAStrategy)?).map(Named::Hybrid),
         }
     }
 }
@@ -92,14 +92,14 @@ mod tests {
             "hybrid:3",
             "hybrid:progress",
         ] {
-            let choice: Choice = text.parse().unwrap();
-            assert_eq!(choice.to_string(), text);
-            assert_eq!(choice.build().choice(), Some(choice));
-            assert!(text.starts_with(choice.build().name()));
+            let named: Named = text.parse().unwrap();
+            assert_eq!(named.to_string(), text);
+            assert_eq!(named.build().named(), Some(named));
+            assert!(text.starts_with(named.build().name()));
         }
-        assert_eq!("hybrid".parse(), Ok(Choice::Hybrid(Passes::Exactly(1))));
+        assert_eq!("hybrid".parse(), Ok(Named::Hybrid(Passes::Exactly(1))));
         for wrong in ["", "hope", "hybrid:", "hybrid:-1", "precopy:2"] {
-            assert_eq!(wrong.parse::<Choice>(), Err(NotAStrategy), "{wrong}");
+            assert_eq!(wrong.parse::<Named>(), Err(NotAStrategy), "{wrong}");
         }
     }
 }

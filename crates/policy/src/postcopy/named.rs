@@ -13,7 +13,7 @@ pub const PIVOTS_MAX: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-pub enum Choice {
+pub enum Named {
     /// None are: every page waits until it is touched.
     Demand,
     /// In order of their addresses.
@@ -25,20 +25,20 @@ pub enum Choice {
     },
 }
 
-impl Choice {
+impl Named {
     /// The decisions behind it.
     pub fn order(self) -> Box<dyn PrePaging> {
         match self {
-            Choice::Demand => Box::new(Demand),
-            Choice::Push => Box::new(Push::default()),
-            Choice::Bubbling { pivots_max } => Box::new(Bubbling::new(pivots_max)),
+            Named::Demand => Box::new(Demand),
+            Named::Push => Box::new(Push::default()),
+            Named::Bubbling { pivots_max } => Box::new(Bubbling::new(pivots_max)),
         }
     }
 }
 
-impl Default for Choice {
+impl Default for Named {
     fn default() -> Self {
-        Choice::Bubbling {
+        Named::Bubbling {
             pivots_max: PIVOTS_MAX,
         }
     }
@@ -56,20 +56,20 @@ impl fmt::Display for NotAnOrder {
 
 impl core::error::Error for NotAnOrder {}
 
-impl FromStr for Choice {
+impl FromStr for Named {
     type Err = NotAnOrder;
 
     fn from_str(name: &str) -> Result<Self, NotAnOrder> {
         match name {
-            "demand" => Ok(Choice::Demand),
-            "push" => Ok(Choice::Push),
-            "bubbling" => Ok(Choice::default()),
+            "demand" => Ok(Named::Demand),
+            "push" => Ok(Named::Push),
+            "bubbling" => Ok(Named::default()),
             _ => Err(NotAnOrder),
         }
     }
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.order().name())
     }
@@ -83,9 +83,9 @@ mod tests {
     #[test]
     fn orders_have_the_names_that_the_decisions_have() {
         for name in ["demand", "push", "bubbling"] {
-            let order: Choice = name.parse().unwrap();
+            let order: Named = name.parse().unwrap();
             assert_eq!((order.to_string().as_str(), order.order().name()), (name, name));
         }
-        assert!("bubble".parse::<Choice>().is_err());
+        assert!("bubble".parse::<Named>().is_err());
     }
 }
