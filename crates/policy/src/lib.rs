@@ -32,4 +32,4 @@ pub mod trace;
 pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
 pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};
 pub use progress::{Phase, Progress, Round};
-pub use strategy::{Hybrid, Passes, PostCopy, PreCopy, StopCopy, StopReason, Strategy};
+pub use strategy::{Auto, Hybrid, Passes, PostCopy, PreCopy, StopCopy, StopReason, Strategy};

@@ -20,6 +20,7 @@ use crate::estimate::{dirty_rate, rate, time_for, Bandwidth};
 use crate::fact::{Fact, Facts, Knowledge};
 use crate::ledger::{Counts, Ledger};
 use crate::pages::{Page, PageRun, Pages, RunTooLong};
+use crate::predict::{Choice, Prediction};
 use crate::progress::{Phase, Progress, Round};
 use crate::strategy::{bytes_of, Decision, Named, RoundFacts, StopCopy, StopReason, Strategy};
 
@@ -297,6 +298,8 @@ pub struct Migration {
     drops: Vec<PageRun>,
     /// What is left for the time after the switch-over; known from the last scan on.
     residual: Pages,
+    /// As of the last scan.
+    urgent: Pages,
     rounds: Vec<Round>,
     scanned_at: Option<Duration>,
     /// The bandwidth limit forbids to send before.
@@ -332,6 +335,7 @@ impl Migration {
             sending: Sending::default(),
             drops: Vec::new(),
             residual: Pages::new(),
+            urgent: Pages::new(),
             rounds: Vec::new(),
             scanned_at: None,
             send_from: Duration::ZERO,
@@ -386,6 +390,16 @@ impl Migration {
     /// always for a strategy that leaves no residue.
     pub fn residual(&self) -> &Pages {
         &self.residual
+    }
+
+    /// What the strategy has chosen, if it chooses.
+    pub fn choice(&self) -> Option<Choice> {
+        self.strategy.choice()
+    }
+
+    /// What it expected when it chose.
+    pub fn prediction(&self) -> Option<&Prediction> {
+        self.strategy.prediction()
     }
 
     /// The rounds that are over; the last pages are the last of them.
@@ -527,9 +541,6 @@ impl Migration {
 
     /// In the middle of a round: go on, or freeze now?
     fn reconsider(&mut self, now: Duration) {
-        if self.phase != Phase::Round {
-            return;
-        }
         let left = self.sending.left_pages();
         let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
         let verdict = strategy.reconsider(&self.round_facts(now, left));
@@ -548,11 +559,13 @@ impl Migration {
 
     fn scanned(&mut self, now: Duration, scan: &Scan) -> Result<(), MigrationError> {
         let written = Pages::from_runs(&scan.written)?;
+        let urgent = Pages::from_runs(&scan.urgent)?;
         self.take_scan(now, scan, &written);
         let mut send = self.facts.mask(self.ledger.owed());
         if self.strategy.passes_are_urgent_only() {
-            send.intersect_with(&Pages::from_runs(&scan.urgent)?);
+            send.intersect_with(&urgent);
         }
+        self.urgent = urgent;
         match self.decide(now, send.len()) {
             Decision::Round => self.begin_round(now, send, false),
             Decision::Freeze(reason) => {
@@ -580,17 +593,32 @@ impl Migration {
         RoundFacts {
             rounds: self.rounds.len() as u32,
             owed_pages,
+            urgent_pages: self.urgent_owed(),
+            round_pages: match self.phase {
+                Phase::Round => self.sending.record.pages_owed,
+                _ => owed_pages,
+            },
             sent_pages: self.sent.sent,
+            zero_pages: self.sent.zero,
+            sent_bytes: self.wire_bytes,
             memory_pages: self.memory_pages,
             dirty_rate: self.dirty_rate,
             dirty: &self.dirty,
             bandwidth: self.bandwidth(),
             wire_share: self.wire_share(),
             predicted_downtime: self.predicted_downtime(owed_pages),
+            since_scan: now.saturating_sub(self.scanned_at.unwrap_or(now)),
             elapsed: now,
             limits: &self.limits,
             hints: &self.hints,
         }
+    }
+
+    /// Owed pages that cannot follow after the switch-over.
+    fn urgent_owed(&self) -> u64 {
+        let mut urgent = self.urgent.clone();
+        urgent.intersect_with(self.ledger.owed());
+        urgent.len()
     }
 
     fn decide(&mut self, now: Duration, owed_pages: u64) -> Decision {
@@ -686,7 +714,6 @@ impl Migration {
             self.cut_round_short(now, StopReason::Traffic);
         } else {
             self.end_round_if_done(now);
-            self.reconsider(now);
         }
         Ok(())
     }

@@ -1,1 +1,169 @@
-//! Decides while it runs.
+//! Begins with a pass of pre-copy, looks at what the workload writes meanwhile, and takes the best way from there.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Decision, PreCopy, RoundFacts, StopReason, Strategy};
+use crate::predict::{choose, predict, Choice, Costs, Course, Goals, Measured, Position, Prediction};
+
+/// Counts of the written pages since the first scan, as long as the first pass takes: the first after this time, each of the next
+/// after twice the time.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// A look after at least this time decides: what is written in less says little about the rest.
+const DECIDING_LOOK: Duration = Duration::from_millis(200);
+
+/// Chooses between pre-copy, hybrid, post-copy and stop-copy while pages are sent already.
+///
+/// Nothing is lost by that: the first pass belongs to pre-copy and to hybrid, and a post-copy that begins in the middle of it leaves the
+/// pages for later that were not sent. After each look and each scan the ways that are still open are predicted from where the
+/// migration is. A pre-copy that will not come below the limit on the downtime, or takes longer than it is worth, becomes a hybrid.
+#[derive(Clone, Debug)]
+pub struct Auto {
+    goals: Goals,
+    costs: Costs,
+    round_trip: Duration,
+    precopy: PreCopy,
+    /// When the first scan was, and how long after it the next look is due.
+    look: Option<(Duration, Duration)>,
+    leaves_residue: bool,
+    choice: Option<Choice>,
+    prediction: Option<Prediction>,
+}
+
+impl Auto {
+    /// For these goals, a workload with these costs and a link with this round trip.
+    pub fn new(goals: Goals, costs: Costs, round_trip: Duration) -> Self {
+        Auto {
+            goals,
+            costs,
+            round_trip,
+            precopy: PreCopy::default(),
+            look: None,
+            leaves_residue: false,
+            choice: None,
+            prediction: None,
+        }
+    }
+
+    /// What is known now. Nothing before pages have shown the bandwidth.
+    fn measured(&self, facts: &RoundFacts<'_>) -> Option<Measured> {
+        let bandwidth = facts.bandwidth?;
+        let wire_share = facts.wire_share.unwrap_or(1.0);
+        let known = (facts.sent_pages + facts.zero_pages).max(1);
+        Some(Measured {
+            memory_pages: facts.memory_pages,
+            zero_share: facts.zero_pages as f64 / known as f64,
+            urgent_pages: facts.urgent_pages,
+            dirty: facts.dirty.clone(),
+            wire_share,
+            link_bandwidth: (bandwidth as f64 * wire_share) as u64,
+            page_rate_max: None,
+            round_trip: self.round_trip,
+            state_bytes: facts.hints.state_bytes,
+            costs: self.costs,
+        })
+    }
+
+    /// The best of the open ways, and what it comes to.
+    fn weigh(&mut self, facts: &RoundFacts<'_>, open: &[Course]) -> Option<Choice> {
+        let measured = self.measured(facts)?;
+        let position = Position {
+            elapsed: facts.elapsed,
+            sent_bytes: facts.sent_bytes,
+            sent_pages: facts.sent_pages,
+            rounds: facts.rounds,
+            since_scan: facts.since_scan,
+            left_pages: facts.owed_pages,
+            round_pages: facts.round_pages,
+        };
+        let predict = |course: &Course| predict(&measured, facts.limits, &position, *course);
+        let predictions: Vec<Prediction> = open.iter().map(predict).collect();
+        let choice = choose(&predictions, &self.goals)?;
+        if self.choice.map(|before| before.course) != Some(choice.course) {
+            self.prediction = predictions.into_iter().find(|p| p.course == choice.course);
+        }
+        self.choice = Some(choice);
+        Some(choice)
+    }
+
+    fn freeze(&mut self, leaves_residue: bool) -> StopReason {
+        self.leaves_residue = leaves_residue;
+        StopReason::Foreseen
+    }
+
+    /// Rounds have come to their end. Below the limit the rest goes while it is frozen, else it follows.
+    fn end_of_rounds(&mut self, facts: &RoundFacts<'_>, reason: StopReason) -> Decision {
+        let within = matches!(reason, StopReason::NothingDirty | StopReason::PredictedDowntime);
+        let bearable = facts
+            .predicted_downtime
+            .is_some_and(|downtime| downtime <= self.goals.downtime_max);
+        let course = if within || bearable {
+            Course::PreCopy
+        } else {
+            Course::PostCopy
+        };
+        self.weigh(facts, &[course]);
+        self.leaves_residue = course == Course::PostCopy;
+        Decision::Freeze(reason)
+    }
+}
+
+impl Strategy for Auto {
+    fn name(&self) -> &'static str {
+        "auto"
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    fn leaves_residue(&self) -> bool {
+        self.leaves_residue
+    }
+
+    fn may_leave_residue(&self) -> bool {
+        true
+    }
+
+    fn sample_at(&self) -> Option<Duration> {
+        self.look.map(|(scanned, after)| scanned.saturating_add(after))
+    }
+
+    fn choice(&self) -> Option<Choice> {
+        self.choice
+    }
+
+    fn prediction(&self) -> Option<&Prediction> {
+        self.prediction.as_ref()
+    }
+
+    fn reconsider(&mut self, facts: &RoundFacts<'_>) -> Option<StopReason> {
+        let (scanned, after) = self.look?;
+        self.look = Some((scanned, after.saturating_mul(2)));
+        if after < DECIDING_LOOK || facts.owed_pages == 0 {
+            return None;
+        }
+        match self.weigh(facts, &Course::ALL)?.course {
+            Course::PreCopy | Course::Hybrid { .. } => None,
+            Course::StopCopy => Some(self.freeze(false)),
+            Course::PostCopy => Some(self.freeze(true)),
+        }
+    }
+
+    fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision {
+        let by_rounds = self.precopy.decide(facts);
+        if facts.rounds == 0 {
+            self.look = Some((facts.elapsed, FIRST_LOOK));
+            return by_rounds;
+        }
+        // The looks were at what is written since the first scan.
+        self.look = None;
+        match by_rounds {
+            Decision::Freeze(reason) => self.end_of_rounds(facts, reason),
+            Decision::Round => match self.weigh(facts, &[Course::PreCopy, Course::PostCopy]) {
+                Some(choice) if choice.course == Course::PostCopy => Decision::Freeze(self.freeze(true)),
+                _ => Decision::Round,
+            },
+        }
+    }
+}

@@ -6,6 +6,7 @@ use core::time::Duration;
 use crate::dirty::DirtyCurve;
 use crate::migration::{Hints, Limits};
 use crate::pages::PAGE_SIZE;
+use crate::predict::{Choice, Prediction};
 
 mod auto;
 mod hybrid;
@@ -14,6 +15,7 @@ mod postcopy;
 mod precopy;
 mod stopcopy;
 
+pub use auto::Auto;
 pub use hybrid::{Hybrid, Passes};
 pub use named::{Named, NotAStrategy};
 pub use postcopy::PostCopy;
@@ -27,8 +29,16 @@ pub struct RoundFacts<'a> {
     pub rounds: u32,
     /// Pages to send if a round began now. Pages masked by facts are not among them.
     pub owed_pages: u64,
+    /// Those of them that cannot follow after the switch-over, as far as the last scan says.
+    pub urgent_pages: u64,
+    /// Pages that this round had to send; all owed ones before it begins.
+    pub round_pages: u64,
     /// Pages sent with content, in all rounds.
     pub sent_pages: u64,
+    /// Pages of zeros told, in all rounds.
+    pub zero_pages: u64,
+    /// Bytes put on the wire for both.
+    pub sent_bytes: u64,
     /// Pages of the workload, as far as is known.
     pub memory_pages: u64,
     /// Bytes per second that the workload dirtied between the last two scans.
@@ -41,6 +51,8 @@ pub struct RoundFacts<'a> {
     pub wire_share: Option<f64>,
     /// Downtime if it was frozen now.
     pub predicted_downtime: Option<Duration>,
+    /// Since the last scan.
+    pub since_scan: Duration,
     /// Since the migration began.
     pub elapsed: Duration,
     /// The user's goals.
@@ -79,6 +91,8 @@ pub enum StopReason {
     NoProgress,
     /// The strategy leaves what is owed for the time after the switch-over.
     Residue,
+    /// Going on was predicted to cost more than switching over.
+    Foreseen,
 }
 
 impl fmt::Display for StopReason {
@@ -91,6 +105,7 @@ impl fmt::Display for StopReason {
             StopReason::Traffic => "the limit on traffic was reached",
             StopReason::NoProgress => "the workload writes as fast as rounds can send",
             StopReason::Residue => "the rest follows after the switch-over, as asked",
+            StopReason::Foreseen => "further rounds were predicted to cost more",
         })
     }
 }
@@ -134,9 +149,19 @@ pub trait Strategy: fmt::Debug + Send {
         None
     }
 
-    /// Asked in the middle of a round, after each batch and each sample, with the pages of the round that are still to be sent as
-    /// the owed ones: freeze now?
+    /// Asked in the middle of a round, after each sample, with the pages of the round that are still to be sent as the owed
+    /// ones: freeze now?
     fn reconsider(&mut self, _facts: &RoundFacts<'_>) -> Option<StopReason> {
+        None
+    }
+
+    /// What it has chosen, if it chooses.
+    fn choice(&self) -> Option<Choice> {
+        None
+    }
+
+    /// What it expected when it chose.
+    fn prediction(&self) -> Option<&Prediction> {
         None
     }
 

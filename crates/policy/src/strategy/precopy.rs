@@ -27,7 +27,7 @@ pub struct PreCopy {
 
 impl PreCopy {
     /// Remembers how this round compares.
-    pub(super) fn note(&mut self, owed_pages: u64) {
+    pub(crate) fn note(&mut self, owed_pages: u64) {
         let helped = match self.smallest {
             Some(smallest) => u128::from(owed_pages) * 100 <= u128::from(smallest) * PROGRESS_PERCENT,
             None => true,
@@ -93,13 +93,18 @@ mod tests {
             let facts = RoundFacts {
                 rounds: rounds as u32,
                 owed_pages,
+                urgent_pages: 0,
+                round_pages: owed_pages,
                 sent_pages,
+                zero_pages: 0,
+                sent_bytes: 0,
                 memory_pages: owed[0],
                 dirty_rate: None,
                 dirty: &DirtyCurve::default(),
                 wire_share: None,
                 bandwidth: None,
                 predicted_downtime: downtime(owed_pages),
+                since_scan: Duration::ZERO,
                 elapsed: Duration::ZERO,
                 limits,
                 hints: &Hints::default(),

@@ -1,1 +1,0 @@
-//! What each strategy would cost.
