@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use whimbrel_engine::source::{migrate, SourceOptions, ASK_FOR};
-use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Whereabouts, Workload, PIVOTS_MAX};
-use whimbrel_policy::{Hints, Hybrid, Limits, Migration, Passes, PostCopy, PreCopy, StopCopy};
+use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Trace, Whereabouts, Workload, PIVOTS_MAX};
+use whimbrel_policy::strategy::Named;
+use whimbrel_policy::{Hints, Limits, Migration, Passes};
 use whimbrel_process::container::{Entry, Phase, Registry};
 use whimbrel_wire::MigrationId;
 
@@ -58,6 +59,7 @@ fn carry_out<W: Workload>(
         workload_name: name,
         migration: decisions(args),
         residual: residual(args),
+        trace: args.trace.as_deref().map(trace).transpose()?,
         link_timeout: args.link_timeout,
         followed: true,
         ask_for: ASK_FOR,
@@ -140,13 +142,19 @@ fn decisions(args: &MigrateArgs) -> Migration {
         traffic_percent_max: args.max_traffic,
         bandwidth_max: args.max_bandwidth,
     };
-    let strategy: Box<dyn whimbrel_policy::Strategy> = match args.strategy {
-        Strategy::Precopy => Box::new(PreCopy::default()),
-        Strategy::Stopcopy => Box::new(StopCopy),
-        Strategy::Postcopy => Box::new(PostCopy),
-        Strategy::Hybrid => Box::new(Hybrid::new(Passes::Exactly(args.passes.unwrap_or(1)))),
+    let strategy = match args.strategy {
+        Strategy::Precopy => Named::PreCopy,
+        Strategy::Stopcopy => Named::StopCopy,
+        Strategy::Postcopy => Named::PostCopy,
+        Strategy::Hybrid => Named::Hybrid(Passes::Exactly(args.passes.unwrap_or(1))),
     };
-    Migration::new(strategy, limits, Hints::default())
+    Migration::new(strategy.build(), limits, Hints::default())
+}
+
+/// The file is made now, so that it does not fail later.
+fn trace(path: &Path) -> anyhow::Result<Trace> {
+    Trace::create(path)
+        .map_err(|error| refused(format!("cannot write the trace {}: {error}", path.display())))
 }
 
 fn residual(args: &MigrateArgs) -> ResidualOptions {

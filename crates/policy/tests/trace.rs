@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use whimbrel_policy::fact::{Expiry, Fact, Knowledge};
 use whimbrel_policy::postcopy::{Answer, Fault, Path, PieceId, ThreadId};
+use whimbrel_policy::predict::{Costs, Goals};
 use whimbrel_policy::trace::{Head, Line, Step, FORMAT};
 use whimbrel_policy::{
     migration, postcopy, strategy, Event, Hints, Limits, Order, Page, PageRun, Pages, Passes, Scan, Sent,
@@ -197,6 +198,21 @@ fn head() -> impl Strategy<Value = Head> {
         Just(Named::Hybrid(Passes::WhileProgress)),
         any::<u32>().prop_map(|passes| Named::Hybrid(Passes::Exactly(passes))),
     ];
+    let auto = any::<[Duration; 7]>().prop_map(|times| Named::Auto {
+        goals: Goals {
+            downtime_max: times[0],
+            min: None,
+        },
+        costs: Costs {
+            before: times[1],
+            scan: times[2],
+            stop: times[3],
+            arm: times[4],
+            after: times[5],
+        },
+        round_trip: times[6],
+    });
+    let strategy = prop_oneof![4 => strategy, 1 => auto];
     let limits = any::<(Duration, u32, u32, Option<u64>)>().prop_map(|limits| Limits {
         downtime_max: limits.0,
         rounds_max: limits.1,

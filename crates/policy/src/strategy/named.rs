@@ -3,13 +3,16 @@
 use alloc::boxed::Box;
 use core::fmt;
 use core::str::FromStr;
+use core::time::Duration;
 
-use super::{Hybrid, Passes, PostCopy, PreCopy, StopCopy, Strategy};
+use crate::predict::{Costs, Goals};
+
+use super::{Auto, Hybrid, Passes, PostCopy, PreCopy, StopCopy, Strategy};
 
 /// A strategy by its name and parameters: the one place where one is made of what a user, a scenario or a trace says.
 ///
 /// As text it is the strategy's name, and for hybrid copy what its passes are: `hybrid:2`, `hybrid:progress`. `hybrid` alone has
-/// one pass.
+/// one pass. What `auto` needs is not said in a word, so no text is read as that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
@@ -22,6 +25,15 @@ pub enum Named {
     PostCopy,
     /// [`Hybrid`].
     Hybrid(Passes),
+    /// [`Auto`].
+    Auto {
+        /// What the user wants.
+        goals: Goals,
+        /// What does not depend on pages.
+        costs: Costs,
+        /// Of the link.
+        round_trip: Duration,
+    },
 }
 
 impl Named {
@@ -32,6 +44,11 @@ impl Named {
             Named::StopCopy => Box::new(StopCopy),
             Named::PostCopy => Box::new(PostCopy),
             Named::Hybrid(passes) => Box::new(Hybrid::new(passes)),
+            Named::Auto {
+                goals,
+                costs,
+                round_trip,
+            } => Box::new(Auto::new(goals, costs, round_trip)),
         }
     }
 }
@@ -42,7 +59,7 @@ impl fmt::Display for Named {
         match self {
             Named::Hybrid(Passes::Exactly(passes)) => write!(f, ":{passes}"),
             Named::Hybrid(Passes::WhileProgress) => f.write_str(":progress"),
-            Named::PreCopy | Named::StopCopy | Named::PostCopy => Ok(()),
+            Named::PreCopy | Named::StopCopy | Named::PostCopy | Named::Auto { .. } => Ok(()),
         }
     }
 }
@@ -97,6 +114,18 @@ mod tests {
             assert_eq!(named.build().named(), Some(named));
             assert!(text.starts_with(named.build().name()));
         }
+        let auto = Named::Auto {
+            goals: Goals {
+                downtime_max: Duration::from_millis(70),
+                min: None,
+            },
+            costs: Costs {
+                scan: Duration::from_millis(3),
+                ..Costs::default()
+            },
+            round_trip: Duration::from_millis(9),
+        };
+        assert_eq!(auto.build().named(), Some(auto));
         assert_eq!("hybrid".parse(), Ok(Named::Hybrid(Passes::Exactly(1))));
         for wrong in ["", "hope", "hybrid:", "hybrid:-1", "precopy:2"] {
             assert_eq!(wrong.parse::<Named>(), Err(NotAStrategy), "{wrong}");
