@@ -101,7 +101,7 @@ pub enum Step<'a> {
     Told(Cow<'a, postcopy::Event>),
     /// [`postcopy::Residual::poll`] has answered.
     Ordered(Cow<'a, postcopy::Order>),
-    /// The migration is over, and all of it is here.
+    /// The controller has seen no more: all of it is here.
     End,
     /// The migration went on, but no more of it was written.
     Cut,

@@ -31,7 +31,7 @@ pub struct Replayed {
     pub events: u64,
     /// Orders and answers, each the same as the recorded one.
     pub decisions: u64,
-    /// Whether the trace goes to the end of the migration. It may have become too long, or the recorder may have been killed.
+    /// Whether the trace holds all that its recorder saw. It may have become too long, or the recorder may have been killed.
     pub is_complete: bool,
 }
 
