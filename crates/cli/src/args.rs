@@ -238,6 +238,9 @@ pub struct MigrateArgs {
     /// Write everything that happens to a file, as lines of JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write what was told to the decisions and what they decided, to be replayed by `whimbrel sim --replay FILE`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Give up when the other end is silent for so long
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub link_timeout: Duration,

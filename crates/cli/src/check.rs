@@ -48,6 +48,7 @@ fn looked_at<W: Workload>(workload: &mut W, name: String, args: &CheckArgs) -> a
                 workload_name: name.clone(),
                 migration: Migration::new(Box::new(StopCopy), Limits::default(), Hints::default()),
                 residual: ResidualOptions::default(),
+                trace: None,
                 link_timeout: args.link_timeout,
                 followed: false,
                 ask_for: ASK_FOR,

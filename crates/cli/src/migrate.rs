@@ -1,15 +1,17 @@
 //! `whimbrel migrate`: moves a workload away.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::Duration;
 
 use whimbrel_engine::source::{migrate, SourceOptions, ASK_FOR};
 use whimbrel_engine::{
-    Error, Failure, Nature, Prepaging, ResidualOptions, Whereabouts, Workload, PIVOTS_MAX,
+    Error, Failure, Nature, Prepaging, ResidualOptions, Trace, Whereabouts, Workload, PIVOTS_MAX,
 };
 use whimbrel_policy::predict::{Costs, Goals};
-use whimbrel_policy::{Auto, Hints, Hybrid, Limits, Migration, Passes, PostCopy, PreCopy, StopCopy};
+use whimbrel_policy::strategy::Named;
+use whimbrel_policy::{Hints, Limits, Migration, Passes};
 use whimbrel_wire::MigrationId;
 
 use crate::args::{End, MigrateArgs, Prepage, Strategy};
@@ -53,6 +55,7 @@ impl Task for Move<'_> {
             workload_name: name,
             migration: decisions(args, &workload.nature()),
             residual: residual(args),
+            trace: args.trace.as_deref().map(trace).transpose()?,
             link_timeout: args.link_timeout,
             followed: true,
             ask_for: ASK_FOR,
@@ -80,34 +83,42 @@ fn decisions(args: &MigrateArgs, nature: &Nature) -> Migration {
         traffic_percent_max: args.max_traffic,
         bandwidth_max: args.max_bandwidth,
     };
-    let strategy: Box<dyn whimbrel_policy::Strategy> = match args.strategy {
-        Strategy::Auto => Box::new(auto(args, nature)),
-        Strategy::Precopy => Box::new(PreCopy::default()),
-        Strategy::Stopcopy => Box::new(StopCopy),
-        Strategy::Postcopy => Box::new(PostCopy),
-        Strategy::Hybrid => Box::new(Hybrid::new(Passes::Exactly(args.passes.unwrap_or(1)))),
+    let strategy = match args.strategy {
+        Strategy::Auto => auto(args, nature),
+        Strategy::Precopy => Named::PreCopy,
+        Strategy::Stopcopy => Named::StopCopy,
+        Strategy::Postcopy => Named::PostCopy,
+        Strategy::Hybrid => Named::Hybrid(Passes::Exactly(args.passes.unwrap_or(1))),
     };
     let hints = Hints {
         state_bytes: nature.state_bytes,
         fixed_cost: nature.stop,
         ..Hints::default()
     };
-    Migration::new(strategy, limits, hints)
+    Migration::new(strategy.build(), limits, hints)
 }
 
-fn auto(args: &MigrateArgs, nature: &Nature) -> Auto {
-    let goals = Goals {
-        downtime_max: args.max_downtime,
-        min: args.min.map(Into::into),
-    };
-    let costs = Costs {
-        before: Duration::ZERO,
-        scan: SCAN,
-        stop: nature.stop,
-        arm: nature.arm,
-        after: nature.after,
-    };
-    Auto::new(goals, costs, ROUND_TRIP)
+fn auto(args: &MigrateArgs, nature: &Nature) -> Named {
+    Named::Auto {
+        goals: Goals {
+            downtime_max: args.max_downtime,
+            min: args.min.map(Into::into),
+        },
+        costs: Costs {
+            before: Duration::ZERO,
+            scan: SCAN,
+            stop: nature.stop,
+            arm: nature.arm,
+            after: nature.after,
+        },
+        round_trip: ROUND_TRIP,
+    }
+}
+
+/// The file is made now, so that it does not fail later.
+fn trace(path: &Path) -> anyhow::Result<Trace> {
+    Trace::create(path)
+        .map_err(|error| refused(format!("cannot write the trace {}: {error}", path.display())))
 }
 
 fn residual(args: &MigrateArgs) -> ResidualOptions {

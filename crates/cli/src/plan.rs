@@ -58,6 +58,7 @@ impl Task for Look<'_> {
             workload_name: name.clone(),
             migration: Migration::new(Box::new(PreCopy::default()), limits, Hints::default()),
             residual: ResidualOptions::default(),
+            trace: None,
             link_timeout: args.link_timeout,
             followed: true,
             ask_for: ASK_FOR,

@@ -244,6 +244,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             migration: Migration::new(Box::new(StopCopy), Limits::default(), Hints::default()),
             link_timeout: Duration::from_secs(10),
             residual: Default::default(),
+            trace: None,
             followed: false,
             ask_for: Duration::ZERO,
             journals: journals.clone(),

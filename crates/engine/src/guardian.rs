@@ -9,7 +9,6 @@ use std::sync::mpsc::channel;
 use std::sync::Arc;
 use std::time::Duration;
 
-use whimbrel_policy::postcopy::Path;
 use whimbrel_policy::switchover::{DestinationEnd, DestinationSwitch, SourceEnd, SourceSwitch};
 use whimbrel_wire::{write_message, Message, MigrationId, StreamKind};
 
@@ -261,7 +260,7 @@ impl<'a, C: Recover> Recovering<'a, C> {
         };
         let options = record.residual.unwrap_or_default();
         // What is missing only the destination knows now.
-        Server::start(None, None, route, stores, options, Path::default())
+        Server::start(None, None, route, stores, options)
     }
 }
 

@@ -22,6 +22,7 @@ mod serve;
 pub mod source;
 mod source_switch;
 pub mod summary;
+mod trace;
 pub mod waiters;
 
 pub use contract::{
@@ -34,6 +35,8 @@ pub use journal::{Journals, Record, Role, State};
 pub use link::LINK_TIMEOUT;
 pub use measure::Measurement;
 pub use observer::{Observer, Phase, Progress, Round, DESTINATION_PHASES, SOURCE_PHASES};
-pub use residual::{NotAnOrder, Prepaging, ResidualOptions, ResidualProgress, PIVOTS_MAX, RECONNECT_FOR};
+pub use residual::{ResidualOptions, ResidualProgress, RECONNECT_FOR};
 pub use source::{measure, migrate, SourceOptions};
 pub use summary::{JsonLines, Predicted, Received, ResidualSummary, Summary};
+pub use trace::Trace;
+pub use whimbrel_policy::postcopy::{Named as Prepaging, NotAnOrder, PIVOTS_MAX};

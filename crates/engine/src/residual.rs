@@ -1,52 +1,13 @@
 //! What the user sets for the time after the switch-over, and what is told of it.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use whimbrel_policy::postcopy::{Bubbling, Demand, Limits, Metrics, PrePaging, Push};
+use whimbrel_policy::postcopy::{Limits, Metrics, Named as Prepaging};
 use whimbrel_wire::FaultTimes;
 
 use crate::observer::micros;
 use crate::summary::ResidualSummary;
-
-/// The order in which pages are pushed that nobody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Prepaging {
-    /// None are: every page waits until it is touched.
-    Demand,
-    /// In order of their addresses.
-    Push,
-    /// Outwards from where threads last faulted.
-    Bubbling {
-        /// Threads that are followed at the same time.
-        pivots_max: usize,
-    },
-}
-
-impl Prepaging {
-    /// The decisions behind it.
-    pub fn order(self) -> Box<dyn PrePaging> {
-        match self {
-            Prepaging::Demand => Box::new(Demand),
-            Prepaging::Push => Box::new(Push::default()),
-            Prepaging::Bubbling { pivots_max } => Box::new(Bubbling::new(pivots_max)),
-        }
-    }
-}
-
-/// Threads whose last faults the push follows unless the user says otherwise.
-pub const PIVOTS_MAX: usize = 16;
-
-impl Default for Prepaging {
-    fn default() -> Self {
-        Prepaging::Bubbling {
-            pivots_max: PIVOTS_MAX,
-        }
-    }
-}
 
 /// Goals for the time after the switch-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,50 +94,5 @@ pub(crate) fn summary(
         reconnects,
         slowdown_percent: slowest.filter(|_| duration_us > 0),
         times,
-    }
-}
-
-/// Why a text is no order.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the order of the push is one of: demand, push, bubbling")]
-pub struct NotAnOrder;
-
-impl FromStr for Prepaging {
-    type Err = NotAnOrder;
-
-    fn from_str(name: &str) -> Result<Self, NotAnOrder> {
-        match name {
-            "demand" => Ok(Prepaging::Demand),
-            "push" => Ok(Prepaging::Push),
-            "bubbling" => Ok(Prepaging::default()),
-            _ => Err(NotAnOrder),
-        }
-    }
-}
-
-impl fmt::Display for Prepaging {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Prepaging::Demand => "demand",
-            Prepaging::Push => "push",
-            Prepaging::Bubbling { .. } => "bubbling",
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_have_the_names_that_the_decisions_have() {
-        for name in ["demand", "push", "bubbling"] {
-            let prepaging: Prepaging = name.parse().unwrap();
-            assert_eq!(
-                (prepaging.to_string().as_str(), prepaging.order().name()),
-                (name, name)
-            );
-        }
-        assert!("bubble".parse::<Prepaging>().is_err());
     }
 }

@@ -8,8 +8,9 @@ use crate::inbox::Inbox;
 use crate::journal::Journal;
 use crate::observer::{micros, Phase, Progress, Round, Timeline};
 use crate::send::PageSender;
+use crate::trace::TracedMigration;
 use whimbrel_policy::postcopy::Path;
-use whimbrel_policy::{Event as Happened, Migration, Order, PageRun, Scan, PAGE_SIZE};
+use whimbrel_policy::{Event as Happened, Order, PageRun, Scan, PAGE_SIZE};
 
 /// The number of the barrier behind the last page. It is answered by `Prepared`, not by an acknowledgement.
 pub(crate) const LAST_BARRIER: u64 = u64::MAX;
@@ -22,7 +23,7 @@ pub(crate) struct Rounds<'a, 'o, W> {
     pub journal: &'a mut Journal,
     pub inbox: &'a mut Inbox,
     pub timeline: &'a mut Timeline<'o>,
-    pub migration: &'a mut Migration,
+    pub migration: TracedMigration<'a>,
     pub sender: &'a mut PageSender,
     pub barriers: Barriers,
     pub tally: &'a mut Tally,

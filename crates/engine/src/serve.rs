@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use whimbrel_policy::postcopy::{Answer, Event, Fault, Order, Path, PieceId, Residual, ThreadId};
+use whimbrel_policy::postcopy::{Answer, Event, Fault, Order, Path, PieceId, ThreadId};
 use whimbrel_policy::{Page, PageRun, Pages, Sent, SpaceId, PAGE_SIZE};
 use whimbrel_wire::{FaultTimes, Key, MigrationId, StreamKind, Wish, WishReader};
 
@@ -25,6 +25,7 @@ use crate::observer::micros;
 use crate::residual::{summary, ResidualOptions, ResidualProgress};
 use crate::send::{PageSender, Word};
 use crate::summary::ResidualSummary;
+use crate::trace::TracedResidual;
 
 /// Wishes that are read and not looked at yet. More come only from a destination that wants to fill our memory.
 const WISHES_MAX: usize = 1 << 20;
@@ -119,19 +120,18 @@ pub(crate) enum Waited {
 }
 
 impl Server {
-    /// Serves `pages` from now on; in the first session these are exactly what the destination lacks. Without a session it is
-    /// connected first, and then the destination says what it lacks (and without `pages` that alone counts).
+    /// Serves the pages of `residual` from now on; in the first session these are exactly what the destination lacks. Without a
+    /// session it is connected first, and then the destination says what it lacks (and without `residual` that alone counts).
     pub fn start<S: PageStore>(
-        pages: Option<Pages>,
+        residual: Option<TracedResidual>,
         session: Option<Session>,
         route: Route,
         stores: Stores<S>,
         options: ResidualOptions,
-        path: Path,
     ) -> Result<Self> {
-        let owed_bytes = pages
+        let owed_bytes = residual
             .as_ref()
-            .map_or(0, |pages| pages.len().saturating_mul(PAGE_SIZE));
+            .map_or(0, |residual| residual.owed_pages().saturating_mul(PAGE_SIZE));
         let status = Arc::new(Mutex::new(Status {
             progress: ResidualProgress {
                 owed_bytes,
@@ -143,7 +143,7 @@ impl Server {
         let streams = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::new(Condvar::new());
         let serving = Serving {
-            residual: pages.map(|pages| residual(pages, &options, path)),
+            residual,
             begun: Instant::now(),
             route,
             options,
@@ -224,16 +224,6 @@ impl Noted {
     }
 }
 
-fn residual(pages: Pages, options: &ResidualOptions, path: Path) -> Residual {
-    Residual::new(
-        Duration::ZERO,
-        pages,
-        options.prepaging.order(),
-        options.limits(),
-        path,
-    )
-}
-
 /// What reaches the thread that decides.
 enum Input {
     Wish(Wish),
@@ -251,7 +241,7 @@ enum Over {
 
 struct Serving<S> {
     /// `None` until a destination has said what it lacks.
-    residual: Option<Residual>,
+    residual: Option<TracedResidual>,
     begun: Instant,
     route: Route,
     options: ResidualOptions,
@@ -442,8 +432,9 @@ impl<S: PageStore> Serving<S> {
         if !due {
             return Ok(());
         }
+        let now = self.now();
         if let Some(residual) = self.residual.as_mut().filter(|_| !self.is_hurried) {
-            residual.hurry();
+            residual.hurry(now);
             self.is_hurried = true;
         }
         if !std::mem::replace(&mut talk.hurried, true) {
@@ -563,6 +554,7 @@ impl<S: PageStore> Serving<S> {
     }
 
     fn fault(&mut self, fault: Fault, talk: &mut Talk) -> Result<()> {
+        let now = self.now();
         let Some(residual) = &mut self.residual else {
             return Ok(());
         };
@@ -571,7 +563,7 @@ impl<S: PageStore> Serving<S> {
             first: fault.page.number,
             count: 1,
         };
-        match residual.fault(fault) {
+        match residual.fault(now, fault) {
             Answer::Queued | Answer::OnItsWay => Ok(()),
             Answer::Settled => talk.say(Word::Settled, Some(one)),
             Answer::Unknown => {
@@ -642,9 +634,12 @@ impl<S: PageStore> Serving<S> {
             .map_err(|cause| self.broken(cause))?;
         match &self.residual {
             Some(_) => self.handle(Event::LinkBack { missing }),
-            None => self.residual = Some(residual(missing, &self.options, Path::default())),
+            None => {
+                let residual = TracedResidual::new(missing, &self.options, Path::default(), None);
+                self.residual = Some(residual);
+            }
         }
-        let owed = self.residual.as_ref().map_or(0, Residual::owed_pages);
+        let owed = self.residual.as_ref().map_or(0, |residual| residual.owed_pages());
         Ok((owed > 0).then_some(session))
     }
 

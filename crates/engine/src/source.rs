@@ -26,6 +26,7 @@ use crate::send::PageSender;
 use crate::serve::{Noted, Route, Server, Session, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
 use crate::summary::{Predicted, ResidualSummary, Summary};
+use crate::trace::{Trace, TracedMigration, TracedResidual};
 
 /// How long the controller itself asks a destination that it lost after the offer, before it leaves that to the guardian.
 pub const ASK_FOR: Duration = Duration::from_secs(30);
@@ -51,6 +52,8 @@ pub struct SourceOptions {
     pub migration: Migration,
     /// What follows after the switch-over, if the strategy leaves anything.
     pub residual: ResidualOptions,
+    /// Where all that is decided is written down, with what it was decided from. That it cannot be is a warning.
+    pub trace: Option<Trace>,
     /// When a silent destination is given up.
     pub link_timeout: Duration,
     /// How long to ask a destination that was lost after the offer.
@@ -74,7 +77,9 @@ pub fn migrate<W: Workload>(
     observer: &mut dyn Observer,
 ) -> Result<Summary, Failure> {
     let mut source = Source::new(workload, options, observer);
+    source.begin_trace();
     let result = source.run();
+    source.end_trace();
     source.timeline.end();
     result
 }
@@ -159,6 +164,18 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         let sent = self.send_all(spec, &mut journal, &mut sender);
         let error = sent.err().map(|error| self.line.inbox.explain(error));
         self.switch_over(journal, sender, error)
+    }
+
+    fn begin_trace(&self) {
+        if let Some(trace) = &self.options.trace {
+            trace.begin(&self.options.migration, &self.options.residual);
+        }
+    }
+
+    fn end_trace(&mut self) {
+        if let Some(warning) = self.options.trace.as_ref().and_then(Trace::end) {
+            self.timeline.observer.warning(&warning);
+        }
     }
 
     fn ask(&mut self) -> Result<()> {
@@ -316,14 +333,15 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         if pages.is_empty() {
             return Ok(());
         }
-        let pages = Some(pages.clone());
+        let trace = self.options.trace.clone();
         let stores = Stores {
             replies: self.workload.store().map_err(Error::workload)?,
             push: self.workload.store().map_err(Error::workload)?,
         };
         let (session, route) = (self.session.take(), self.route());
         let (options, path) = (self.options.residual, self.tally.path);
-        self.server = Some(Server::start(pages, session, route, stores, options, path)?);
+        let residual = TracedResidual::new(pages.clone(), &options, path, trace);
+        self.server = Some(Server::start(Some(residual), session, route, stores, options)?);
         Ok(())
     }
 
@@ -334,7 +352,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             journal,
             inbox: &mut line.inbox,
             timeline: &mut self.timeline,
-            migration: &mut self.options.migration,
+            migration: TracedMigration::new(&mut self.options.migration, self.options.trace.clone()),
             sender,
             barriers: Barriers::default(),
             tally: &mut self.tally,

@@ -13,6 +13,8 @@ pub const GROUPS_MAX: usize = 4096;
 
 /// What is known. Targets are those of the run's first page; the following pages follow them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Knowledge {
     /// Full of zeros.
     Zero,
@@ -30,6 +32,8 @@ pub enum Knowledge {
 
 /// Until when a fact holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Expiry {
     /// Until the page is written.
     WhenWritten,
@@ -40,6 +44,7 @@ pub enum Expiry {
 /// One fact about a run of pages. It must have been true after the last scan that was handed in; older knowledge
 /// may already have been overtaken by writes that the scan has reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Fact {
     /// The pages.
     pub run: PageRun,

@@ -26,6 +26,8 @@ pub mod skip;
 pub mod strategy;
 pub mod switchover;
 pub mod teleport;
+#[cfg(feature = "serde")]
+pub mod trace;
 
 pub use migration::{Event, Hints, Limits, Migration, MigrationError, Order, Scan, Sent};
 pub use pages::{Page, PageRun, PageSet, Pages, RunTooLong, SpaceId, PAGE_SIZE};

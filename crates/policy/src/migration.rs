@@ -22,10 +22,11 @@ use crate::ledger::{Counts, Ledger};
 use crate::pages::{Page, PageRun, Pages, RunTooLong};
 use crate::predict::{Choice, Prediction};
 use crate::progress::{Phase, Progress, Round};
-use crate::strategy::{bytes_of, Decision, RoundFacts, StopCopy, StopReason, Strategy};
+use crate::strategy::{bytes_of, Decision, Named, RoundFacts, StopCopy, StopReason, Strategy};
 
 /// Goals that the user sets. Times are since the migration began unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Limits {
     /// Switch over as soon as the predicted downtime is at most this.
     pub downtime_max: Duration,
@@ -51,6 +52,7 @@ impl Default for Limits {
 
 /// What is known beforehand, from the workload or from earlier migrations. Everything is optional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Hints {
     /// Pages of the workload; 0 if unknown, then the first scan tells.
     pub memory_pages: u64,
@@ -76,6 +78,7 @@ impl Default for Hints {
 
 /// What a scan for written pages found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Scan {
     /// Pages written since the scan before (in the first scan: every page with content of its own).
     pub written: Vec<PageRun>,
@@ -92,6 +95,7 @@ pub struct Scan {
 
 /// What became of an [`Order::Send`]. Pages of the order that no list names were sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sent {
     /// Full of zeros: told, without payload.
     pub zero: Vec<PageRun>,
@@ -110,6 +114,8 @@ pub struct Sent {
 
 /// Something happened. `now` is passed beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Event {
     /// The answer to [`Order::Scan`] and [`Order::ScanLast`].
     Scanned(Scan),
@@ -161,6 +167,8 @@ impl Event {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Order {
     /// Collect the pages written since the last scan and clear their marks, while the workload runs.
     Scan,
@@ -352,6 +360,21 @@ impl Migration {
     /// How many pages the workload writes in how long a time, as far as scans and samples have shown.
     pub fn dirty_curve(&self) -> &DirtyCurve {
         &self.dirty
+    }
+
+    /// How to make the strategy anew; see [`Strategy::named`].
+    pub fn named(&self) -> Option<Named> {
+        self.strategy.named()
+    }
+
+    /// The user's goals.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What is known of the workload beside its pages: what was known beforehand, until it was measured.
+    pub fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     /// The strategy's name.

@@ -5,6 +5,9 @@ use alloc::collections::{btree_map, BTreeMap};
 use alloc::vec::Vec;
 use core::fmt;
 
+#[cfg(feature = "serde")]
+mod portable;
+
 /// Bytes in a page. The only page size that x86-64 has for 4-level leaf entries (Intel SDM vol. 3, 4.5).
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -17,10 +20,13 @@ const CHUNK_PAGES: u64 = 512;
 
 /// One private address space, one shared memory object, or one RAM block of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SpaceId(pub u32);
 
 /// One page. Also a position: everything from this page on, in the order of spaces and numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "(u32, u64)", into = "(u32, u64)"))]
 pub struct Page {
     /// The space that holds it.
     pub space: SpaceId,
@@ -39,6 +45,8 @@ impl Page {
 /// `count` pages from page number `first` on. In an address space the number is the address / 4096, in an
 /// object it is the offset / 4096. The source's numbering is a page's identity for the whole migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "(u32, u64, u64)", into = "(u32, u64, u64)"))]
 pub struct PageRun {
     /// The space that holds the run.
     pub space: SpaceId,

@@ -15,6 +15,7 @@ mod machine_failures;
 mod machines;
 mod moves;
 mod postcopy;
+mod replay;
 mod rig;
 mod servers;
 mod tomcat;

@@ -10,14 +10,14 @@ use crate::rig::{How, Rig, Side, ADDRESS, LONG};
 /// Keys that nobody but the test writes.
 const KEYS: usize = 20_000;
 
-const REDIS: &str = "redis-server --port 7000 --bind 0.0.0.0 --protected-mode no --appendonly no --dir /tmp --enable-debug-command yes";
+pub const REDIS: &str = "redis-server --port 7000 --bind 0.0.0.0 --protected-mode no --appendonly no --dir /tmp --enable-debug-command yes";
 
 /// The value of a key: its length differs, so that many size classes are in use.
 fn value(key: usize) -> String {
     format!("{key}-{}", "v".repeat(key % 400))
 }
 
-fn write_keys(redis: &mut Lines) {
+pub fn write_keys(redis: &mut Lines) {
     for key in 0..KEYS {
         redis.send(&format!("SET own:{key} {}\r\n", value(key))).unwrap();
         // Replies are awaited in batches: neither side's buffers fill up.
@@ -27,7 +27,7 @@ fn write_keys(redis: &mut Lines) {
     }
 }
 
-fn check_keys(redis: &mut Lines) {
+pub fn check_keys(redis: &mut Lines) {
     for key in 0..KEYS {
         redis.send(&format!("GET own:{key}\r\n")).unwrap();
         let (length, got) = (redis.line().unwrap(), redis.line().unwrap());

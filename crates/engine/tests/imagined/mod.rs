@@ -1100,6 +1100,7 @@ impl Stage {
         SourceOptions {
             followed: false,
             residual: ResidualOptions::default(),
+            trace: None,
             id: self.id,
             key: self.key.clone(),
             destination: destination.to_string(),

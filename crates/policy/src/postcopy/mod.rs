@@ -37,6 +37,7 @@ mod guide;
 pub mod latency;
 mod lead;
 mod metrics;
+mod named;
 pub mod pace;
 mod push;
 mod readahead;
@@ -53,6 +54,7 @@ pub use guide::{Guide, TOUCHED_MAX};
 pub use latency::Latencies;
 pub use lead::{GuideEnd, GuideStep, Lead, LeadLimits, LEAD_PAGES_MAX};
 pub use metrics::{Metrics, THREADS_MAX};
+pub use named::{Named, NotAnOrder, PIVOTS_MAX};
 pub use pace::{Pace, Path};
 pub use push::Push;
 pub use residual::{Residual, FAULTS_MAX, PIECES_MAX};
@@ -62,6 +64,7 @@ use crate::pages::{Page, PageRun, Pages};
 
 /// A thread of the workload, or a vCPU. Only told apart, never used to reach one: any number is valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ThreadId(pub u32);
 
 /// An order in which residual pages are pushed: one file for each.
@@ -96,6 +99,7 @@ pub trait PrePaging: fmt::Debug + Send {
 
 /// What the user sets for the time after the switch-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Limits {
     /// Bytes per second of the push, `None` for as fast as the link goes. Replies and guided pages neither wait for it nor count.
     pub bandwidth_max: Option<u64>,
@@ -119,6 +123,7 @@ impl Default for Limits {
 
 /// A network fault, as the destination reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Fault {
     /// The page that is missing.
     pub page: Page,
@@ -131,6 +136,8 @@ pub struct Fault {
 
 /// What comes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Answer {
     /// The page will be ordered in a [`Order::Reply`], or goes with one that is.
     Queued,
@@ -150,10 +157,13 @@ pub enum Answer {
 /// Names what was sent by one order. Numbers go up and are never used twice, so that an acknowledgement from before a lost link
 /// names nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PieceId(pub u64);
 
 /// Something happened, beside faults. `now` is passed with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Event {
     /// The answer to [`Order::Reply`] and [`Order::Push`]: it was written to its stream.
     Sent {
@@ -190,6 +200,8 @@ pub enum Event {
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Order {
     /// Send these pages on the stream for faults, at once.
     Reply {

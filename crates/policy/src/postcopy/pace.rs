@@ -59,6 +59,7 @@ const QUEUE_ROUNDS: u32 = 2;
 
 /// What is known of the path before anything was measured on it, from the rounds of pre-copy or the handshake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Path {
     /// The shortest round trip.
     pub round_trip: Option<Duration>,

@@ -12,6 +12,8 @@ const TOLERANCE_PERCENT_UNASKED: f64 = 25.0;
 
 /// What to save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Aim {
     /// The total time.
     Time,
@@ -42,6 +44,7 @@ impl Aim {
 
 /// What the user wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Goals {
     /// A longer downtime only if no course has a shorter one.
     pub downtime_max: Duration,

@@ -61,6 +61,7 @@ impl fmt::Display for Course {
 
 /// What does not depend on pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Costs {
     /// From the request until the first page: connecting, the destination's preparations, the tracking.
     pub before: Duration,

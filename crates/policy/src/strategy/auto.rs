@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Decision, PreCopy, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, PreCopy, RoundFacts, StopReason, Strategy};
 use crate::predict::{choose, predict, Choice, Costs, Course, Goals, Measured, Position, Prediction};
 
 /// Counts of the written pages since the first scan, as long as the first pass takes: the first after this time, each of the next
@@ -111,6 +111,14 @@ impl Auto {
 impl Strategy for Auto {
     fn name(&self) -> &'static str {
         "auto"
+    }
+
+    fn named(&self) -> Option<Named> {
+        Some(Named::Auto {
+            goals: self.goals,
+            costs: self.costs,
+            round_trip: self.round_trip,
+        })
     }
 
     fn is_live(&self) -> bool {

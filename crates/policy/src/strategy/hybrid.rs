@@ -1,9 +1,11 @@
 //! Some passes of pre-copy, then post-copy of what was written meanwhile.
 
-use super::{Decision, PreCopy, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, PreCopy, RoundFacts, StopReason, Strategy};
 
 /// How many passes come before the switch-over. The limits on rounds and traffic hold besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Passes {
     /// So many, the first full one included; none is post-copy with tracking.
     Exactly(u32),
@@ -48,6 +50,10 @@ impl Default for Hybrid {
 impl Strategy for Hybrid {
     fn name(&self) -> &'static str {
         "hybrid"
+    }
+
+    fn named(&self) -> Option<Named> {
+        Some(Named::Hybrid(self.passes))
     }
 
     fn is_live(&self) -> bool {

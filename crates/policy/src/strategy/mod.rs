@@ -10,12 +10,14 @@ use crate::predict::{Choice, Prediction};
 
 mod auto;
 mod hybrid;
+mod named;
 mod postcopy;
 mod precopy;
 mod stopcopy;
 
 pub use auto::Auto;
 pub use hybrid::{Hybrid, Passes};
+pub use named::{Named, NotAStrategy};
 pub use postcopy::PostCopy;
 pub use precopy::PreCopy;
 pub use stopcopy::StopCopy;
@@ -122,6 +124,11 @@ pub enum Decision {
 pub trait Strategy: fmt::Debug + Send {
     /// The name that users type.
     fn name(&self) -> &'static str;
+
+    /// How to make the same strategy anew, with all of its parameters; `None` if a [`Named`] cannot say that.
+    fn named(&self) -> Option<Named> {
+        None
+    }
 
     /// Whether pages are tracked and sent while the workload runs. If not, it is frozen first and never asked.
     fn is_live(&self) -> bool;

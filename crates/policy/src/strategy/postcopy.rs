@@ -1,6 +1,6 @@
 //! Freeze soon, go on at the destination with the state alone, and let the memory follow.
 
-use super::{Decision, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, RoundFacts, StopReason, Strategy};
 
 /// Post-copy (Hines and Gopalan, "Post-Copy Based Live Virtual Machine Migration Using Adaptive Pre-Paging and Dynamic
 /// Self-Ballooning", VEE 2009). Every page travels once, after the start: the downtime does not grow with the memory. Only what
@@ -13,6 +13,10 @@ pub struct PostCopy;
 impl Strategy for PostCopy {
     fn name(&self) -> &'static str {
         "postcopy"
+    }
+
+    fn named(&self) -> Option<Named> {
+        Some(Named::PostCopy)
     }
 
     fn is_live(&self) -> bool {

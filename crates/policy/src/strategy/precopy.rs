@@ -1,6 +1,6 @@
 //! All pages, then rounds of what was written meanwhile, until freezing is cheap or rounds do not help any more.
 
-use super::{Decision, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, RoundFacts, StopReason, Strategy};
 
 /// A round helps if it leaves at most this many percent of the least that any round before it left.
 const PROGRESS_PERCENT: u128 = 90;
@@ -48,6 +48,10 @@ impl PreCopy {
 impl Strategy for PreCopy {
     fn name(&self) -> &'static str {
         "precopy"
+    }
+
+    fn named(&self) -> Option<Named> {
+        Some(Named::PreCopy)
     }
 
     fn is_live(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Freeze, send everything, go on at the destination: nothing is tracked, everything is downtime.
 
-use super::{Decision, RoundFacts, StopReason, Strategy};
+use super::{Decision, Named, RoundFacts, StopReason, Strategy};
 
 /// Stop-and-copy: the baseline, and the way for what cannot be tracked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -9,6 +9,10 @@ pub struct StopCopy;
 impl Strategy for StopCopy {
     fn name(&self) -> &'static str {
         "stopcopy"
+    }
+
+    fn named(&self) -> Option<Named> {
+        Some(Named::StopCopy)
     }
 
     fn is_live(&self) -> bool {
