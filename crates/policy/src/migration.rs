@@ -253,6 +253,8 @@ struct Sending {
     pages: Pages,
     /// Everything before it was ordered.
     at: Page,
+    /// Pages from there on. Counted along: to look for them after each batch made rounds of scattered pages quadratic.
+    left_pages: u64,
     /// The order that was not answered yet.
     batch: Option<Vec<PageRun>>,
     record: Round,
@@ -261,11 +263,7 @@ struct Sending {
 
 impl Sending {
     fn is_done(&self) -> bool {
-        self.batch.is_none() && self.pages.runs_from(self.at).next().is_none()
-    }
-
-    fn left_pages(&self) -> u64 {
-        self.pages.runs_from(self.at).map(|run| run.count).sum()
+        self.batch.is_none() && self.left_pages == 0
     }
 }
 
@@ -372,7 +370,7 @@ impl Migration {
 
     /// True if the order to send that is out is the last of its round.
     pub fn is_last_batch(&self) -> bool {
-        self.sending.pages.runs_from(self.sending.at).next().is_none()
+        self.sending.left_pages == 0
     }
 
     /// What to do next. Asked twice without an event in between it says the same, but for [`Order::Drop`], which
@@ -440,7 +438,7 @@ impl Migration {
 
     /// How it goes.
     pub fn progress(&self, now: Duration) -> Progress {
-        let left = self.sending.left_pages();
+        let left = self.sending.left_pages;
         let bandwidth = self.bandwidth();
         Progress {
             phase: self.phase,
@@ -507,7 +505,7 @@ impl Migration {
         if self.phase != Phase::Round {
             return;
         }
-        let left = self.sending.left_pages();
+        let left = self.sending.left_pages;
         let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
         let verdict = strategy.reconsider(&self.round_facts(now, left));
         self.strategy = strategy;
@@ -519,6 +517,7 @@ impl Migration {
     fn cut_round_short(&mut self, now: Duration, reason: StopReason) {
         self.close_record(now);
         self.sending.pages = Pages::new();
+        self.sending.left_pages = 0;
         self.stop_reason = Some(reason);
         self.phase = Phase::Freeze;
     }
@@ -596,6 +595,7 @@ impl Migration {
             ..Round::default()
         };
         self.sending = Sending {
+            left_pages: pages.len(),
             pages,
             at: Page::FIRST,
             batch: None,
@@ -634,6 +634,8 @@ impl Migration {
             }
             let runs = self.sending.pages.batch(self.sending.at, self.batch_pages());
             self.sending.at = runs.last().map_or(self.sending.at, PageRun::end);
+            let ordered = runs.iter().map(|run| run.count).sum();
+            self.sending.left_pages = self.sending.left_pages.saturating_sub(ordered);
             // What was saved up in a pause is not caught up with.
             self.send_from = self.send_from.max(now);
             self.sending.batch = Some(runs);
@@ -728,6 +730,7 @@ impl Migration {
         self.residual.subtract(&urgent);
         if urgent.is_empty() {
             self.sending.pages = Pages::new();
+            self.sending.left_pages = 0;
             self.phase = Phase::LastPages;
         } else {
             self.begin_round(now, urgent, true);

@@ -87,15 +87,16 @@ impl World<'_> {
         let mut written = if is_first { self.guest.present() } else { dirty };
         written.subtract(&self.guest.absent);
         self.spend(self.scan_time());
-        let scan = Scan {
+        let mut scan = Scan {
             written: written.runs(),
             ..Scan::default()
         };
+        self.show(|one, world| one.live_scan(world, &mut scan));
         self.book
             .log(self.now, || format!("scan: {} pages", pages_in(&scan.written)));
-        self.handle(rounds, Event::Scanned(scan.clone()));
+        self.handle(rounds, Event::Scanned(scan));
         self.book.scanned(self.now, &rounds.migration);
-        let known = self.ask(|one, world| one.scanned(world, &scan));
+        let known = self.ask(|one, world| one.scanned(world));
         self.tell(rounds, known);
     }
 
@@ -192,8 +193,7 @@ impl World<'_> {
 
     fn freeze(&mut self, rounds: &mut Rounds) {
         self.settle(rounds);
-        let known = self.ask(|one, world| one.before_freeze(world));
-        self.tell(rounds, known);
+        self.show(|one, world| one.before_freeze(world));
         self.book.outcome.preparation_s = self.now.as_secs_f64();
         self.is_running = false;
         self.book.frozen_at = Some(self.now);
@@ -218,10 +218,8 @@ impl World<'_> {
             present: Some(self.guest.present().runs()),
             ..Scan::default()
         };
-        self.ask(|one, world| {
-            one.frozen_scan(world, &mut scan);
-            Vec::new()
-        });
+        self.show(|one, world| one.frozen_scan(world, &mut scan));
+        self.present = scan.present.clone().unwrap_or_default();
         let present = scan.present.as_deref().map_or(0, pages_in);
         self.book.outcome.pages_skipped = self.scenario.memory_pages() - present;
         self.book.log(self.now, || {
@@ -246,10 +244,7 @@ impl World<'_> {
         self.book.resumed(self.now);
         self.book
             .log(self.now, || format!("started, {} pages missing", residue.len()));
-        self.ask(|one, world| {
-            one.resumed(world);
-            Vec::new()
-        });
+        self.show(|one, world| one.resumed(world));
         HandOver {
             residue,
             path: Path {
@@ -290,7 +285,11 @@ fn migration(scenario: &Scenario) -> Migration {
     let policy = Limits::default();
     let limits = Limits {
         downtime_max: asked.downtime.map_or(policy.downtime_max, |time| time.0),
-        rounds_max: asked.rounds.unwrap_or(policy.rounds_max),
+        // A snapshot is a round; the last one is the freeze.
+        rounds_max: match asked.collect {
+            true => asked.snapshots - 1,
+            false => asked.rounds.unwrap_or(policy.rounds_max),
+        },
         traffic_percent_max: asked
             .traffic
             .map_or(policy.traffic_percent_max, |traffic| (traffic.0 * 100.0) as u32),

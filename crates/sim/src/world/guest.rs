@@ -7,6 +7,8 @@ use super::model::{model, Model};
 use super::random::Random;
 use crate::scenario::Scenario;
 
+/// Longer than any simulation.
+const HELD: Duration = Duration::from_secs(1 << 40);
 /// Zero pages lie in groups of so many.
 const ZERO_GROUP_PAGES: u64 = 64;
 
@@ -172,6 +174,16 @@ impl Guest {
             pause: access.pause,
             then_ns: access.then_ns.or(one.period_ns).unwrap_or(1.0),
         })
+    }
+
+    /// A model stands still until it is released.
+    pub fn hold(&mut self, model: usize) {
+        self.stalls[model] = HELD;
+    }
+
+    /// It goes on.
+    pub fn release(&mut self, model: usize) {
+        self.stalls[model] = Duration::ZERO;
     }
 
     /// The time that the tasks of each model still stand still.

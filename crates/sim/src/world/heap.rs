@@ -33,8 +33,10 @@ pub(crate) struct Heap {
     from_used: u64,
     pub old_used: u64,
     /// What an old collection leaves.
-    old_live: u64,
-    survival: f64,
+    pub old_live: u64,
+    pub survival: f64,
+    /// So far.
+    pub collections: u64,
     /// Writes to the old generation for each page that is allocated.
     old_writes: f64,
     old_writes_due: f64,
@@ -78,6 +80,7 @@ impl Heap {
             from_used: 0,
             old_used,
             old_live: old_used,
+            collections: 0,
             survival: load.survival.map_or(0.05, |survival| survival.0),
             old_writes: load.old_writes.map_or(0.0, |writes| writes.0 / allocation),
             old_writes_due: 0.0,
@@ -94,6 +97,16 @@ impl Heap {
             first: self.eden.first,
             pages: self.eden.pages + 2 * self.survivors[0].pages,
         }
+    }
+
+    /// How long it takes to copy so many live pages.
+    pub fn cost(&self, live: u64) -> Duration {
+        Duration::from_secs_f64((live * PAGE_SIZE) as f64 / self.rate as f64)
+    }
+
+    /// One of the two survivor spaces.
+    pub fn survivor(&self, at: usize) -> Area {
+        self.survivors[at]
     }
 
     /// The survivor space in use, as far as it is.
@@ -123,9 +136,9 @@ impl Heap {
         self.from = 1 - self.from;
         self.from_used = kept;
         self.eden_used = 0;
-        let copying = Duration::from_secs_f64((copied * PAGE_SIZE) as f64 / self.rate as f64);
+        self.collections += 1;
         Collection {
-            pause: self.fixed + copying,
+            pause: self.fixed + self.cost(copied),
             survivors: self.survivors(),
             promoted,
         }

@@ -13,9 +13,11 @@
 //! order of accesses matters, and each is an event.
 
 mod after;
+mod assist;
 mod before;
 mod bits;
 mod book;
+mod collect;
 mod guest;
 mod heap;
 mod knowledge;
@@ -85,6 +87,8 @@ pub(crate) struct World<'s> {
     knowledge: Vec<Box<dyn Knowledge>>,
     /// What has arrived of each page, if somebody checks: the version, and one more.
     copies: Option<Vec<u32>>,
+    /// What must have arrived, as the last scan said.
+    present: Vec<PageRun>,
 }
 
 impl<'s> World<'s> {
@@ -102,6 +106,7 @@ impl<'s> World<'s> {
             book: Book::new(scenario),
             knowledge: knowledge::of(scenario),
             copies: None,
+            present: Vec::new(),
         };
         world.warm_up();
         world.at(scenario.sample_every.0, Due::Sample);
@@ -211,15 +216,16 @@ impl<'s> World<'s> {
 
     /// The pages of which the destination has not the last version.
     #[cfg(test)]
-    fn differences(&self, present: &Bits) -> Vec<u64> {
+    fn differences(&self) -> Vec<u64> {
         let (Some(copies), Some(versions)) = (&self.copies, &self.guest.marks.versions) else {
             return vec![];
         };
         let differs = |&page: &u64| copies[page as usize] != versions[page as usize] + 1;
-        (0..present.pages())
-            .filter(|&page| present.contains(page))
-            .filter(differs)
-            .collect()
+        let pages = self
+            .present
+            .iter()
+            .flat_map(|run| run.first..run.first + run.count);
+        pages.filter(differs).collect()
     }
 }
 
