@@ -486,9 +486,11 @@ impl Migration {
     /// What this round has not ordered yet need not be sent if something is known of it now. Facts that writes end can only be told
     /// after the first scan, which counts everything as written, so without this the first round would send it all.
     fn spare_unordered(&mut self, now: Duration) {
-        let before = self.sending.left_pages();
+        let before = self.sending.left_pages;
         self.sending.pages = self.facts.mask(&self.sending.pages);
-        self.sending.record.pages_owed -= before - self.sending.left_pages();
+        let left = self.sending.pages.runs_from(self.sending.at);
+        self.sending.left_pages = left.map(|run| run.count).sum();
+        self.sending.record.pages_owed -= before - self.sending.left_pages;
         self.end_round_if_done(now);
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use whimbrel_policy::converge::{AutoConverge, Steps};
 use whimbrel_policy::estimate::time_for;
 use whimbrel_policy::migration::{Event, Hints, Scan, Sent};
 use whimbrel_policy::postcopy::Path;
@@ -28,6 +29,8 @@ pub(super) struct HandOver {
 /// What the rounds remember.
 struct Rounds {
     migration: Migration,
+    /// Slows the workload down, if that was asked for.
+    converge: Option<AutoConverge>,
     /// Bytes on the link when it was last waited for.
     settled_bytes: Option<u64>,
     /// When the piece before the last one has left: a socket's buffer.
@@ -39,6 +42,9 @@ impl World<'_> {
     pub(super) fn run_before(&mut self) -> Option<HandOver> {
         let mut rounds = Rounds {
             migration: migration(self.scenario),
+            converge: AutoConverge::new(Steps::default())
+                .ok()
+                .filter(|_| self.scenario.migration.converge),
             settled_bytes: None,
             left_at: Duration::ZERO,
         };
@@ -58,6 +64,7 @@ impl World<'_> {
                 Order::Wait { until } => self.advance(until),
                 Order::HandOver => return Some(self.hand_over(&rounds)),
             }
+            self.slow_down(&mut rounds);
             self.book.rounds(self.now, &rounds.migration);
         }
         self.book.migration(&rounds.migration, self.now);
@@ -69,6 +76,20 @@ impl World<'_> {
         if let Err(refused) = rounds.migration.handle(self.now, event) {
             self.book
                 .note(&format!("the decisions refused what happened: {refused}"));
+        }
+    }
+
+    /// What the rounds that have just ended mean for the workload's time.
+    fn slow_down(&mut self, rounds: &mut Rounds) {
+        let Some(converge) = &mut rounds.converge else {
+            return;
+        };
+        for round in &rounds.migration.rounds()[self.book.outcome.rounds.len()..] {
+            if let Some(percent) = converge.note(round) {
+                self.guest.speed = 1.0 - f64::from(percent) / 100.0;
+                self.book
+                    .log(self.now, || format!("the workload loses {percent} % of its time"));
+            }
         }
     }
 

@@ -35,6 +35,7 @@ use whimbrel_policy::packing::Packing;
 use whimbrel_policy::postcopy::PieceId;
 use whimbrel_policy::{Page, PageRun};
 
+use crate::scenario::{PrePagingKind, StrategyKind, Teleport};
 use crate::{Outcome, Scenario};
 use bits::Bits;
 use book::Book;
@@ -108,6 +109,7 @@ impl<'s> World<'s> {
             copies: None,
             present: Vec::new(),
         };
+        world.note_what_is_missing();
         world.warm_up();
         world.at(scenario.sample_every.0, Due::Sample);
         world
@@ -130,6 +132,31 @@ impl<'s> World<'s> {
 
     pub fn outcome(self) -> Outcome {
         self.book.outcome(&self.guest, self.now)
+    }
+
+    /// What a scenario can ask for and this world does not do yet.
+    fn note_what_is_missing(&mut self) {
+        let asked = &self.scenario.migration;
+        let is_guided =
+            asked.strategy == StrategyKind::Guide || asked.prepaging == Some(PrePagingKind::Guide);
+        let missing = [
+            (
+                is_guided,
+                "guide-copy is not simulated yet: the push bubbles around faults",
+            ),
+            (
+                asked.teleport != Teleport::Off,
+                "the storage network is not simulated yet: all pages travel over the ordinary one",
+            ),
+            (
+                self.scenario.balloon.is_some(),
+                "the balloon is not simulated yet",
+            ),
+        ];
+        missing
+            .iter()
+            .filter(|one| one.0)
+            .for_each(|one| self.book.note(one.1));
     }
 
     fn warm_up(&mut self) {

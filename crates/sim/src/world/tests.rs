@@ -271,3 +271,21 @@ fn snapshots_after_collections_leave_the_garbage_out() {
     assert_eq!(collected.rounds.len(), 2);
     assert!(collected.pages_skipped > 100_000, "{}", collected.pages_skipped);
 }
+
+#[test]
+fn a_workload_that_is_slowed_down_converges_and_loses_time() {
+    let run = |converge| {
+        checked(&with(&format!(
+            "guest = {{ load = [{{ model = \"uniform\", rate = \"120MB/s\" }}] }}
+            migration = {{ converge = {converge} }}"
+        )))
+    };
+    let (plain, slowed) = (run(false), run(true));
+    assert_eq!(plain.slowdown, 0.0);
+    assert!(
+        slowed.slowdown > 0.0 && slowed.downtime_s <= plain.downtime_s,
+        "{} {}",
+        slowed.slowdown,
+        slowed.downtime_s
+    );
+}
