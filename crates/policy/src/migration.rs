@@ -263,6 +263,8 @@ struct Sending {
     pages: Pages,
     /// Everything before it was ordered.
     at: Page,
+    /// Pages from there on. Counted along: to look for them after each batch made rounds of scattered pages quadratic.
+    left_pages: u64,
     /// The order that was not answered yet.
     batch: Option<Vec<PageRun>>,
     record: Round,
@@ -271,11 +273,7 @@ struct Sending {
 
 impl Sending {
     fn is_done(&self) -> bool {
-        self.batch.is_none() && self.pages.runs_from(self.at).next().is_none()
-    }
-
-    fn left_pages(&self) -> u64 {
-        self.pages.runs_from(self.at).map(|run| run.count).sum()
+        self.batch.is_none() && self.left_pages == 0
     }
 }
 
@@ -410,7 +408,7 @@ impl Migration {
 
     /// True if the order to send that is out is the last of its round.
     pub fn is_last_batch(&self) -> bool {
-        self.sending.pages.runs_from(self.sending.at).next().is_none()
+        self.sending.left_pages == 0
     }
 
     /// What to do next. Asked twice without an event in between it says the same, but for [`Order::Drop`], which
@@ -478,7 +476,7 @@ impl Migration {
 
     /// How it goes.
     pub fn progress(&self, now: Duration) -> Progress {
-        let left = self.sending.left_pages();
+        let left = self.sending.left_pages;
         let bandwidth = self.bandwidth();
         Progress {
             phase: self.phase,
@@ -525,9 +523,11 @@ impl Migration {
     /// What this round has not ordered yet need not be sent if something is known of it now. Facts that writes end can only be told
     /// after the first scan, which counts everything as written, so without this the first round would send it all.
     fn spare_unordered(&mut self, now: Duration) {
-        let before = self.sending.left_pages();
+        let before = self.sending.left_pages;
         self.sending.pages = self.facts.mask(&self.sending.pages);
-        self.sending.record.pages_owed -= before - self.sending.left_pages();
+        let left = self.sending.pages.runs_from(self.sending.at);
+        self.sending.left_pages = left.map(|run| run.count).sum();
+        self.sending.record.pages_owed -= before - self.sending.left_pages;
         self.end_round_if_done(now);
     }
 
@@ -569,7 +569,7 @@ impl Migration {
 
     /// In the middle of a round: go on, or freeze now?
     fn reconsider(&mut self, now: Duration) {
-        let left = self.sending.left_pages();
+        let left = self.sending.left_pages;
         let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
         let verdict = strategy.reconsider(&self.round_facts(now, left));
         self.strategy = strategy;
@@ -581,6 +581,7 @@ impl Migration {
     fn cut_round_short(&mut self, now: Duration, reason: StopReason) {
         self.close_record(now);
         self.sending.pages = Pages::new();
+        self.sending.left_pages = 0;
         self.stop_reason = Some(reason);
         self.phase = Phase::Freeze;
     }
@@ -675,6 +676,7 @@ impl Migration {
             ..Round::default()
         };
         self.sending = Sending {
+            left_pages: pages.len(),
             pages,
             at: Page::FIRST,
             batch: None,
@@ -713,6 +715,8 @@ impl Migration {
             }
             let runs = self.sending.pages.batch(self.sending.at, self.batch_pages());
             self.sending.at = runs.last().map_or(self.sending.at, PageRun::end);
+            let ordered = runs.iter().map(|run| run.count).sum();
+            self.sending.left_pages = self.sending.left_pages.saturating_sub(ordered);
             // What was saved up in a pause is not caught up with.
             self.send_from = self.send_from.max(now);
             self.sending.batch = Some(runs);
@@ -806,6 +810,7 @@ impl Migration {
         self.residual.subtract(&urgent);
         if urgent.is_empty() {
             self.sending.pages = Pages::new();
+            self.sending.left_pages = 0;
             self.phase = Phase::LastPages;
         } else {
             self.begin_round(now, urgent, true);
