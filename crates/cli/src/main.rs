@@ -18,6 +18,7 @@ mod receive;
 mod resume;
 mod run;
 mod screen;
+mod sim;
 mod stop;
 mod subject;
 mod units;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Migrate(args) => report(migrate::run(&args)),
         Command::Receive(args) => report(receive::run(&args)),
         Command::Resume(args) => report(resume::run(&args)),
+        Command::Sim(args) => report(sim::run(&args)),
         Command::Guardian(args) => report(guardian::run(&args)),
         Command::Init(args) => ExitCode::from(whimbrel_process::container::init::main(args.control) as u8),
     }
