@@ -4,6 +4,7 @@
 //! give the same outcome, on every machine.
 #![forbid(unsafe_code)]
 
+pub mod chart;
 pub mod manager;
 mod outcome;
 pub mod replay;

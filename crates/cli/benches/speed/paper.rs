@@ -3,9 +3,10 @@
 //! Hines, Deshpande, Gopalan: "Post-copy live migration of virtual machines", SIGOPS Operating Systems Review 43(3), 2009.
 
 use serde_json::Value;
+use whimbrel_sim::chart::{Across, Chart, Scale, Series};
 use whimbrel_testbed::programs;
 
-use crate::chart::{save, Across, Chart, Scale, Series};
+use crate::chart::save;
 use crate::record::{cell, heads, ms, pages, residual};
 use crate::rig::{How, Rig, Side};
 
@@ -105,6 +106,7 @@ fn draw(records: &[Vec<Value>; 3]) {
             across: Across::Columns(MEGABYTES.map(|megabytes| megabytes.to_string()).to_vec()),
             series: series.collect(),
             scale: graph.scale,
+            ..Chart::default()
         };
         save(graph.file, &chart);
     }

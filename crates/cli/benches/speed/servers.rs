@@ -14,9 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use whimbrel_sim::chart::{Across, Chart, Mark, Scale, Series};
 use whimbrel_testbed::Host;
 
-use crate::chart::{save, Across, Chart, Scale, Series};
+use crate::chart::save;
 use crate::clients::{same, Lines};
 use crate::record::{cell, fault_ms, heads, ms, residual};
 use crate::rig::{How, Rig, Side, LONG};
@@ -144,9 +145,14 @@ fn draw(name: &str, series: Vec<Series>) {
         title: format!("{name}: the slowest request of each {} ms", DOT * 1e3),
         left: "time until the reply, ms".to_string(),
         bottom: "time at which it was sent, s after the freeze".to_string(),
-        across: Across::Numbers(DRAWN.0, DRAWN.1, "freeze"),
+        across: Across::Numbers(DRAWN.0, DRAWN.1),
         series,
         scale: Scale::Logarithmic,
+        marks: vec![Mark {
+            at: 0.0,
+            name: "freeze".to_string(),
+        }],
+        ..Chart::default()
     };
     save(&format!("latency-{name}.svg"), &chart);
 }
@@ -358,12 +364,8 @@ impl Run {
             }
         }
         let places = slowest.into_iter().enumerate();
-        Series {
-            name: strategy.to_string(),
-            points: places
-                .map(|(index, slow)| (low + (index as f64 + 0.5) * DOT, slow))
-                .collect(),
-        }
+        let points = places.map(|(index, slow)| (low + (index as f64 + 0.5) * DOT, slow));
+        Series::new(strategy, points.collect())
     }
 }
 

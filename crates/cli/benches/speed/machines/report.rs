@@ -1,9 +1,10 @@
 //! Tables and charts of the competition.
 
 use serde_json::Value;
+use whimbrel_sim::chart::{Across, Chart, Scale, Series};
 
 use super::{Competitor, Row, Run, Score};
-use crate::chart::{save, Across, Chart, Scale, Series};
+use crate::chart::save;
 use crate::record::{cell, destination_ms, fault_ms, ms, phase_ms, residual};
 
 /// What is compared: its name, its decimals, and the number.
@@ -228,6 +229,7 @@ pub fn charts(rows: &[(Row, Vec<Score>)]) {
             across: Across::Columns(small.iter().map(|(row, _)| row.rate.to_string()).collect()),
             series: competitors.iter().enumerate().map(line).collect(),
             scale,
+            ..Chart::default()
         };
         save(file, &chart);
     }

@@ -1,1 +1,0 @@
-//! A table, JSON, CSV and a page of what came out.

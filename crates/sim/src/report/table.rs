@@ -1,0 +1,142 @@
+//! A table for terminals.
+
+use crate::Outcome;
+
+use super::{Bytes, Case, Named, Share, Time};
+
+/// The first two are words, the others numbers.
+pub(super) const COLUMNS: [Named<Outcome, String>; 14] = [
+    ("scenario", |outcome| outcome.scenario.clone()),
+    ("strategy", |outcome| outcome.strategy.clone()),
+    ("total", total),
+    ("downtime", |outcome| Time(outcome.downtime_s).to_string()),
+    ("preparation", |outcome| Time(outcome.preparation_s).to_string()),
+    ("resume", |outcome| Time(outcome.resume_s).to_string()),
+    ("bytes", |outcome| Bytes(outcome.bytes).to_string()),
+    ("by storage", |outcome| Bytes(outcome.storage_bytes).to_string()),
+    ("pages", |outcome| outcome.pages_sent.to_string()),
+    ("zero", |outcome| outcome.pages_zero.to_string()),
+    ("skipped", |outcome| outcome.pages_skipped.to_string()),
+    ("storage", |outcome| outcome.pages_from_storage.to_string()),
+    ("faults", |outcome| outcome.network_faults.to_string()),
+    ("slowdown", |outcome| Share(outcome.slowdown).to_string()),
+];
+
+/// Columns of words.
+pub(super) const WORDS: usize = 2;
+
+/// A longer name is cut in front: names of a sweep differ at their ends.
+const NAME_CHARS: usize = 60;
+
+/// Notes below the table; the others are in JSON.
+const NOTES_MAX: usize = 20;
+
+/// The time until all was over; more than that if something was missing still.
+fn total(outcome: &Outcome) -> String {
+    let sign = if outcome.is_finished { "" } else { "> " };
+    format!("{sign}{}", Time(outcome.total_s))
+}
+
+/// A line of names, a line for each case, aligned; then what a reader must know.
+pub fn table(cases: &[Case]) -> String {
+    let names = COLUMNS.map(|(name, _)| name.to_owned());
+    let cells = cases
+        .iter()
+        .map(|case| COLUMNS.map(|(_, value)| cell(&value(&case.outcome))));
+    let rows: Vec<[String; COLUMNS.len()]> = std::iter::once(names).chain(cells).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..COLUMNS.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+    let lines = rows.iter().map(|row| line(row, &widths));
+    lines.chain(notes(cases)).collect()
+}
+
+fn line(row: &[String], widths: &[usize]) -> String {
+    let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
+        if column < WORDS {
+            format!("{cell:<width$}")
+        } else {
+            format!("{cell:>width$}")
+        }
+    });
+    let cells: Vec<String> = cells.collect();
+    cells.join("  ") + "\n"
+}
+
+/// One line, of a bearable length: names come from files of other people.
+fn cell(words: &str) -> String {
+    let words: String = words
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    match words.chars().count() {
+        count if count <= NAME_CHARS => words,
+        count => format!(
+            "…{}",
+            words.chars().skip(count - NAME_CHARS + 1).collect::<String>()
+        ),
+    }
+}
+
+fn notes(cases: &[Case]) -> impl Iterator<Item = String> + '_ {
+    let all = || {
+        let of = |case: &Case| case.outcome.notes.len();
+        cases.iter().map(of).sum::<usize>()
+    };
+    let lines = cases.iter().flat_map(|case| {
+        let name = cell(&case.outcome.scenario);
+        let notes = case.outcome.notes.iter();
+        notes.map(move |note| format!("{name}: {}\n", note.replace(char::is_control, " ")))
+    });
+    let more = all().saturating_sub(NOTES_MAX);
+    let rest = (more > 0).then(|| format!("and {more} more notes\n"));
+    lines.take(NOTES_MAX).chain(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(scenario: &str, bytes: u64) -> Case {
+        let outcome = Outcome {
+            scenario: scenario.to_owned(),
+            strategy: "precopy".to_owned(),
+            is_finished: true,
+            total_s: 2.0,
+            bytes,
+            ..Outcome::default()
+        };
+        outcome.into()
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let text = table(&[case("idle", 900), case("büsy", 1_500_000)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("scenario  strategy   total  downtime"));
+        assert!(lines[1].starts_with("idle      precopy   2.00 s      0 us"));
+        let ends = |line: &str, word: &str| line[..line.find(word).unwrap()].chars().count() + word.len();
+        assert_eq!(ends(lines[0], "bytes"), ends(lines[1], "900 B"));
+        assert_eq!(ends(lines[0], "bytes") + 1, ends(lines[2], "1.5 MB") + 1);
+        let widths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
+        assert_eq!(widths, [widths[0]; 3]);
+    }
+
+    #[test]
+    fn what_did_not_finish_took_longer() {
+        let mut case = case("lazy", 1);
+        case.outcome.is_finished = false;
+        assert!(table(&[case]).contains("> 2.00 s"));
+    }
+
+    #[test]
+    fn names_stay_on_their_line_and_notes_are_few() {
+        let mut case = case("a\u{1b}[2J\nb", 1);
+        case.outcome.notes = vec!["late".to_owned(); 25];
+        let text = table(&[case]);
+        assert_eq!(text.lines().count(), 2 + NOTES_MAX + 1);
+        assert!(text.contains("a [2J b: late\n") && text.ends_with("and 5 more notes\n"));
+        assert_eq!(cell(&"x".repeat(99)).chars().count(), NAME_CHARS);
+    }
+}
