@@ -9,8 +9,10 @@ pub mod manager;
 mod outcome;
 pub mod replay;
 pub mod report;
+#[allow(dead_code)]
 mod scenario;
 pub mod sweep;
+#[allow(dead_code)]
 mod world;
 
 pub use outcome::{Outcome, Pause, Sample, SimRound};

@@ -1,0 +1,250 @@
+//! The imagined world that a migration runs in: a clock, a guest, a link, and the two hosts around the decisions of
+//! `whimbrel_policy`.
+//!
+//! ```text
+//!  before.rs   Migration: carries its orders out up to the hand-over, as the engine's rounds do
+//!  after.rs    Residual: carries its orders out until nothing is missing, while vCPUs touch pages one by one
+//!  guest.rs    vCPUs, loads (model.rs, heap.rs) and the marks of written pages
+//!  link.rs     one queue, with competing traffic
+//!  knowledge.rs  the places at which those who know something about pages are asked
+//! ```
+//!
+//! Before the switch-over only written pages matter, so the guest runs in steps of a millisecond's order and leaves marks. After it the
+//! order of accesses matters, and each is an event.
+
+mod after;
+mod before;
+mod bits;
+mod book;
+mod guest;
+mod heap;
+mod knowledge;
+mod link;
+mod model;
+mod random;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use whimbrel_policy::packing::Packing;
+use whimbrel_policy::postcopy::PieceId;
+use whimbrel_policy::{Page, PageRun};
+
+use crate::{Outcome, Scenario};
+use bits::Bits;
+use book::Book;
+use guest::Guest;
+use knowledge::Knowledge;
+use link::Link;
+
+/// The guest runs on its own before the request in steps of this.
+const WARM_UP_STEP: Duration = Duration::from_millis(100);
+
+/// Runs a scenario.
+pub fn simulate(scenario: &Scenario) -> Outcome {
+    let mut world = World::new(scenario);
+    world.run();
+    world.outcome()
+}
+
+/// Something that is due at some time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Due {
+    /// Time to note how it goes.
+    Sample,
+    /// Somebody who knows something wants to be asked.
+    Tick(usize),
+    /// A vCPU goes on at the destination.
+    Vcpu(u32),
+    /// The source may go on sending.
+    Source,
+    /// A fault is at the source.
+    Fault(Page, u32),
+    /// Pages are at the destination.
+    Arrived(PieceId, Vec<PageRun>),
+    /// The source hears of it.
+    Acked(PieceId),
+}
+
+/// Everything there is.
+pub(crate) struct World<'s> {
+    pub scenario: &'s Scenario,
+    /// Since the request.
+    pub now: Duration,
+    pub guest: Guest,
+    /// Whether the guest runs at the source.
+    pub is_running: bool,
+    pub link: Link,
+    packing: Packing,
+    due: BinaryHeap<Reverse<(Duration, u64, Due)>>,
+    due_count: u64,
+    pub book: Book,
+    knowledge: Vec<Box<dyn Knowledge>>,
+    /// What has arrived of each page, if somebody checks: the version, and one more.
+    copies: Option<Vec<u32>>,
+}
+
+impl<'s> World<'s> {
+    pub fn new(scenario: &'s Scenario) -> Self {
+        let link = &scenario.link;
+        let mut world = World {
+            scenario,
+            now: Duration::ZERO,
+            guest: Guest::new(scenario),
+            is_running: true,
+            link: Link::new(link.rate.0, link.latency.0, &link.competing),
+            packing: Packing::default(),
+            due: BinaryHeap::new(),
+            due_count: 0,
+            book: Book::new(scenario),
+            knowledge: knowledge::of(scenario),
+            copies: None,
+        };
+        world.warm_up();
+        world.at(scenario.sample_every.0, Due::Sample);
+        world
+    }
+
+    /// The outcome knows whether every page has arrived in its last version.
+    #[cfg(test)]
+    fn checked(mut self) -> Self {
+        let pages = self.scenario.memory_pages() as usize;
+        self.guest.marks.versions = Some(vec![0; pages]);
+        self.copies = Some(vec![0; pages]);
+        self
+    }
+
+    pub fn run(&mut self) {
+        if let Some(handover) = self.run_before() {
+            self.run_after(handover);
+        }
+    }
+
+    pub fn outcome(self) -> Outcome {
+        self.book.outcome(&self.guest, self.now)
+    }
+
+    fn warm_up(&mut self) {
+        let mut left = self.scenario.migration.after.0;
+        while !left.is_zero() {
+            let step = left.min(WARM_UP_STEP);
+            self.guest.run(step);
+            left -= step;
+        }
+        self.guest.take_marks();
+        self.guest.collections.clear();
+        self.guest.lost = Duration::ZERO;
+    }
+
+    /// Something will be due.
+    pub fn at(&mut self, when: Duration, due: Due) {
+        self.due_count += 1;
+        self.due.push(Reverse((when.max(self.now), self.due_count, due)));
+    }
+
+    /// Time goes on up to `until`, and what is due meanwhile happens. Only before the switch-over.
+    pub fn advance(&mut self, until: Duration) {
+        while let Some(Reverse((when, ..))) = self.due.peek() {
+            if *when > until {
+                break;
+            }
+            let Some(Reverse((when, _, due))) = self.due.pop() else {
+                break;
+            };
+            self.run_guest(when);
+            match due {
+                Due::Sample => self.sample(),
+                Due::Tick(who) => self.tick(who),
+                _ => {}
+            }
+        }
+        self.run_guest(until);
+    }
+
+    fn run_guest(&mut self, until: Duration) {
+        let time = until.saturating_sub(self.now);
+        if self.is_running && !time.is_zero() {
+            self.guest.run(time);
+            self.note_collections();
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn note_collections(&mut self) {
+        for pause in self.guest.collections.drain(..) {
+            self.book.pause(self.now, pause, "collection");
+        }
+    }
+
+    fn sample(&mut self) {
+        self.book.events += 1;
+        self.book
+            .sample(self.now, self.link.bytes, self.guest.lost, self.is_running);
+        self.at(self.now + self.scenario.sample_every.0, Due::Sample);
+    }
+
+    /// Whether it has to end unfinished.
+    fn is_over(&mut self) -> bool {
+        let limit = if self.book.events > self.scenario.events_max {
+            "the limit on events was reached (events-max)"
+        } else if self.now > self.scenario.end.0 {
+            "the end of the simulated time was reached (end)"
+        } else {
+            return false;
+        };
+        self.book.note(limit);
+        true
+    }
+
+    /// Copies of a page at the destination, if somebody checks.
+    fn copied(&mut self, runs: &[PageRun]) {
+        let (Some(copies), Some(versions)) = (&mut self.copies, &self.guest.marks.versions) else {
+            return;
+        };
+        for page in runs.iter().flat_map(|run| run.first..run.first + run.count) {
+            copies[page as usize] = versions[page as usize] + 1;
+        }
+    }
+
+    /// The pages of which the destination has not the last version.
+    #[cfg(test)]
+    fn differences(&self, present: &Bits) -> Vec<u64> {
+        let (Some(copies), Some(versions)) = (&self.copies, &self.guest.marks.versions) else {
+            return vec![];
+        };
+        let differs = |&page: &u64| copies[page as usize] != versions[page as usize] + 1;
+        (0..present.pages())
+            .filter(|&page| present.contains(page))
+            .filter(differs)
+            .collect()
+    }
+}
+
+/// Pages in runs.
+fn pages_in(runs: &[PageRun]) -> u64 {
+    runs.iter().map(|run| run.count).sum()
+}
+
+/// The pages of runs that a set holds, and the others.
+fn split(runs: &[PageRun], set: &Bits) -> (Vec<PageRun>, Vec<PageRun>) {
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for one in runs {
+        let before = inside.len();
+        set.runs_within(one.first, one.count, &mut inside);
+        let mut at = one.first;
+        let end = one.first + one.count;
+        for found in &inside[before..] {
+            if found.first > at {
+                outside.push(bits::run(at, found.first - at));
+            }
+            at = found.first + found.count;
+        }
+        if at < end {
+            outside.push(bits::run(at, end - at));
+        }
+    }
+    (inside, outside)
+}

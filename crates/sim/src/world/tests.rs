@@ -1,0 +1,206 @@
+//! Whole migrations, against numbers that were worked out by hand.
+
+use super::*;
+
+fn scenario(text: &str) -> Scenario {
+    Scenario::parse(text, "test.toml").unwrap()
+}
+
+/// 100 000 pages over 100 MB/s with 1 ms each way; hosts that need no time.
+fn with(rest: &str) -> Scenario {
+    scenario(&format!(
+        "memory = {{ size = \"100000 pages\" }}
+        link = {{ rate = \"100MB/s\", latency = \"1ms\" }}
+        host = {{ scan = \"0s\", freeze = \"0s\", capture = \"0s\", restore = \"0s\", read = \"1000TB/s\" }}
+        {rest}"
+    ))
+}
+
+/// The outcome, after it was checked that every page has arrived in its last version.
+fn checked(scenario: &Scenario) -> Outcome {
+    let mut world = World::new(scenario).checked();
+    world.run();
+    assert_eq!(world.differences(&world.guest.present()), []);
+    let outcome = world.outcome();
+    assert!(outcome.is_finished, "{:?}", outcome.notes);
+    outcome
+}
+
+fn near(value: f64, expected: f64) {
+    assert!(
+        (value - expected).abs() < expected * 1e-3 + 1e-6,
+        "{value}, not {expected}"
+    );
+}
+
+/// Seconds on the wire for so many pages in pieces of 256.
+fn wire_s(pages: u64) -> f64 {
+    (pages * 4096 + pages.div_ceil(256) * 24) as f64 / 100e6
+}
+
+const STATE_S: f64 = (512 << 10) as f64 / 100e6;
+
+#[test]
+fn an_idle_guest_takes_its_bytes_over_the_rate_and_some_round_trips() {
+    let outcome = checked(&with(""));
+    // A round trip at first, another behind the pages; state, latency, a round trip for the start, and the word of it back.
+    near(outcome.preparation_s, 0.002 + wire_s(100_000) + 0.002);
+    near(outcome.downtime_s, STATE_S + 0.003);
+    near(
+        outcome.total_s,
+        outcome.preparation_s + outcome.downtime_s + 0.001,
+    );
+    assert_eq!(
+        (outcome.pages_sent, outcome.network_faults, outcome.rounds.len()),
+        (100_000, 0, 2)
+    );
+    near(outcome.slowdown, 0.0);
+}
+
+#[test]
+fn stop_and_copy_is_all_downtime() {
+    let outcome = checked(&with("migration = { strategy = \"stopcopy\" }"));
+    near(outcome.preparation_s, 0.002);
+    near(outcome.downtime_s, STATE_S + wire_s(100_000) + 0.003);
+}
+
+#[test]
+fn zero_pages_do_not_travel() {
+    let text = "memory = { size = \"100000 pages\", zero = 1.0 }\nlink = { rate = \"1MB/s\" }";
+    let outcome = checked(&scenario(text));
+    assert_eq!((outcome.pages_sent, outcome.pages_zero), (0, 100_000));
+}
+
+#[test]
+fn a_sequential_writer_leaves_what_it_writes_in_a_round() {
+    // 1000 pages a second, in order: the first round takes 4.1 s, the next ones a part of 4.096 / 100 of the one before.
+    let text = "guest = { load = [{ model = \"sequential\", rate = \"1000/s\" }] }\nmigration = { downtime = \"0s\" }";
+    let outcome = checked(&with(text));
+    let rounds = &outcome.rounds;
+    // What is written ahead of the round's front is left out of it: the writer is at page 1000 t, the front at 24414 t, so never.
+    assert_eq!(rounds[0].pages_owed, 100_000);
+    let second = rounds[1].pages_owed as f64;
+    assert!(
+        (second - 1000.0 * (wire_s(100_000) + 0.002)).abs() <= 2.0,
+        "{second}"
+    );
+    let third = rounds[2].pages_owed as f64;
+    assert!(
+        (third - 1000.0 * (wire_s(rounds[1].pages_owed) + 0.002)).abs() <= 2.0,
+        "{third}"
+    );
+}
+
+#[test]
+fn a_writer_faster_than_the_link_makes_no_progress() {
+    let text = "guest = { load = [{ model = \"uniform\", rate = \"1GB/s\" }] }";
+    let outcome = checked(&with(text));
+    let reason = outcome.stop_reason.as_deref().unwrap();
+    assert_eq!(reason, "the workload writes as fast as rounds can send");
+    // Of 4.1 s worth of pages.
+    assert!(outcome.downtime_s > 3.0, "{}", outcome.downtime_s);
+    assert!(
+        outcome.pages_sent < 250_000,
+        "most pages were written again: {}",
+        outcome.pages_sent
+    );
+}
+
+#[test]
+fn postcopy_sends_each_page_once_and_its_downtime_does_not_grow() {
+    let text = "guest = { vcpus = 2, load = [{ model = \"uniform\", rate = \"1GB/s\" }] }
+        migration = { strategy = \"postcopy\" }";
+    let outcome = checked(&with(text));
+    near(outcome.downtime_s, STATE_S + 0.003 + 24.0 / 100e6);
+    assert_eq!(outcome.pages_sent, 100_000);
+    assert!(
+        outcome.network_faults > 100 && outcome.fault_wait_s > 0.1,
+        "{}",
+        outcome.network_faults
+    );
+    assert!(
+        outcome.resume_s >= wire_s(100_000) && outcome.resume_s < 1.1 * wire_s(100_000),
+        "{}",
+        outcome.resume_s
+    );
+    assert!(outcome.slowdown > 0.0 && outcome.slowdown < 1.0);
+}
+
+#[test]
+fn demand_paging_alone_never_ends() {
+    let text = "end = \"20s\"\nguest = { load = [{ model = \"uniform\", rate = \"1000/s\", size = \"1000 pages\" }] }
+        migration = { strategy = \"postcopy\", prepaging = \"demand\" }";
+    let outcome = simulate(&with(&format!("{text}\n")));
+    assert!(
+        !outcome.is_finished && outcome.notes.len() == 1,
+        "{:?}",
+        outcome.notes
+    );
+    assert!(outcome.pages_sent <= 1000 + 16, "{}", outcome.pages_sent);
+    near(outcome.total_s, 20.0);
+}
+
+#[test]
+fn hybrid_leaves_what_was_written_in_its_pass() {
+    let text = "guest = { load = [{ model = \"hot-cold\", rate = \"20MB/s\" }] }\nmigration = { strategy = \"hybrid\" }";
+    let outcome = checked(&with(text));
+    assert_eq!(outcome.rounds.len(), 1);
+    let residue = outcome.pages_sent - outcome.rounds[0].pages_sent;
+    assert!(residue > 1000 && residue < 20_500, "{residue}");
+}
+
+#[test]
+fn every_model_and_strategy_brings_every_page() {
+    for model in [
+        "uniform",
+        "sequential",
+        "hot-cold",
+        "moving-set",
+        "lru",
+        "heap",
+        "page-cache",
+    ] {
+        for strategy in ["precopy", "postcopy", "hybrid", "stopcopy"] {
+            let text = format!(
+                "name = \"{model}\"\nseed = 7
+                memory = {{ size = \"20000 pages\", zero = \"10%\", free = \"10%\" }}
+                link = {{ rate = \"1Gbit/s\", latency = \"100us\", competing = [{{ rate = \"300Mbit/s\", from = \"100ms\" }}] }}
+                migration = {{ strategy = \"{strategy}\", after = \"1s\" }}
+                guest = {{ vcpus = 3, load = [{{ model = \"{model}\", rate = \"60MB/s\", writes = \"60%\" }}] }}"
+            );
+            let scenario = scenario(&text);
+            let outcome = checked(&scenario);
+            let mut again = simulate(&scenario);
+            assert!(outcome.total_s > 0.3, "{model} {strategy}");
+            again.name_as(&outcome);
+            assert_eq!(outcome, again, "{model} {strategy}");
+        }
+    }
+}
+
+impl Outcome {
+    fn name_as(&mut self, other: &Outcome) {
+        self.scenario.clone_from(&other.scenario);
+    }
+}
+
+#[test]
+fn another_seed_is_another_run() {
+    let run = |seed: u64| {
+        simulate(&with(&format!(
+            "seed = {seed}\nguest = {{ load = [{{ model = \"uniform\", rate = \"20MB/s\" }}] }}"
+        )))
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1).pages_sent, run(2).pages_sent);
+}
+
+#[test]
+fn a_limit_on_events_ends_it_and_says_so() {
+    let outcome = simulate(&with("events-max = 20"));
+    assert!(
+        !outcome.is_finished && outcome.notes[0].contains("events-max"),
+        "{:?}",
+        outcome.notes
+    );
+}
