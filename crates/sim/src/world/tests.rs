@@ -20,7 +20,7 @@ fn with(rest: &str) -> Scenario {
 fn checked(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario).checked();
     world.run();
-    assert_eq!(world.differences(&world.guest.present()), []);
+    assert_eq!(world.differences(&world.guest.present()), [0_u64; 0]);
     let outcome = world.outcome();
     assert!(outcome.is_finished, "{:?}", outcome.notes);
     outcome
