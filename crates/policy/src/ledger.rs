@@ -75,6 +75,11 @@ impl Ledger {
         self.touched.union_with(pages);
     }
 
+    /// The destination may have something of its own there from now on.
+    pub fn may_be_touched(&mut self, run: PageRun) -> Result<(), RunTooLong> {
+        self.touched.insert(run)
+    }
+
     /// The workload is frozen and exactly `present` exists: what is owed from now on is final. Returns what the
     /// destination has to forget: what it has of its own and the source has not, and, if what is owed is to arrive
     /// `after_start`, the older copies of that, too. A page that is there is not faulted for, so the workload would read it.

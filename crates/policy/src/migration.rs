@@ -121,7 +121,8 @@ pub enum Event {
         /// Size of the state.
         state_bytes: u64,
     },
-    /// Somebody knows something about pages. May come at any time before the freeze; counts from the next round on.
+    /// Somebody knows something about pages. May come at any time before the freeze; counts at once for pages
+    /// that were not ordered yet.
     Facts(Vec<Fact>),
     /// Nothing is known of these pages any more: whatever facts spared them, they are sent from the next round on. May come
     /// at any time before the freeze.
@@ -421,7 +422,7 @@ impl Migration {
                 self.sampled(now, written_pages);
                 Ok(())
             }
-            (Phase::Scan | Phase::Round, Event::Facts(facts)) => self.learn(&facts),
+            (Phase::Scan | Phase::Round, Event::Facts(facts)) => self.learn(now, &facts),
             (Phase::Scan | Phase::Round, Event::Forgotten(runs)) => {
                 runs.iter().for_each(|&run| self.facts.forget(run));
                 Ok(())
@@ -467,27 +468,54 @@ impl Migration {
         }
     }
 
-    fn learn(&mut self, facts: &[Fact]) -> Result<(), MigrationError> {
+    fn learn(&mut self, now: Duration, facts: &[Fact]) -> Result<(), MigrationError> {
         for fact in facts {
             Pages::check(fact.run)?;
         }
         for fact in facts {
             self.facts.learn(fact)?;
+            // From now on the destination may place them, whether the word of it arrives or not.
+            if matches!(fact.knowledge, Knowledge::OnStorage(_)) {
+                self.ledger.may_be_touched(fact.run)?;
+            }
+        }
+        if self.phase == Phase::Round {
+            self.spare_unordered(now);
         }
         Ok(())
+    }
+
+    /// What this round has not ordered yet need not be sent if something is known of it now. Facts that writes end can only be told
+    /// after the first scan, which counts everything as written, so without this the first round would send it all.
+    fn spare_unordered(&mut self, now: Duration) {
+        let before = self.sending.left_pages();
+        self.sending.pages = self.facts.mask(&self.sending.pages);
+        self.sending.record.pages_owed -= before - self.sending.left_pages();
+        self.end_round_if_done(now);
     }
 
     /// Only what a fact that still holds says to be on the storage: what was written since is owed, whatever was fetched.
     fn fetched(&mut self, runs: &[PageRun]) -> Result<(), MigrationError> {
         let mut there = Pages::from_runs(runs)?;
-        there.intersect_with(
-            &self
-                .facts
-                .pages_of(|known| matches!(known, Knowledge::OnStorage(_))),
-        );
+        there.intersect_with(&self.on_storage());
         self.ledger.arrived(&there);
         there.runs().for_each(|run| self.facts.forget(run));
         Ok(())
+    }
+
+    fn on_storage(&self) -> Pages {
+        self.facts
+            .pages_of(|known| matches!(known, Knowledge::OnStorage(_)))
+    }
+
+    /// What storage has not brought yet: if the workload was frozen now, it would have to be sent while it is.
+    fn awaited_pages(&self) -> u64 {
+        let mut awaited = self.on_storage();
+        awaited.intersect_with(self.ledger.owed());
+        match self.strategy.leaves_residue() {
+            true => 0,
+            false => awaited.len(),
+        }
     }
 
     /// While no batch is out: its answer is waited for first.
@@ -530,7 +558,7 @@ impl Migration {
         if self.strategy.passes_are_urgent_only() {
             send.intersect_with(&Pages::from_runs(&scan.urgent)?);
         }
-        match self.decide(now, send.len()) {
+        match self.decide(now, send.len() + self.awaited_pages()) {
             Decision::Round => self.begin_round(now, send, false),
             Decision::Freeze(reason) => {
                 self.stop_reason = Some(reason);

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub pages: u64,
     /// Pages sent by the push.
     pub pages_pushed: u64,
+    /// Those of them that a guide has asked for.
+    pub pages_guided: u64,
     /// Pages sent in replies, neighbours included.
     pub pages_replied: u64,
     /// Those of both that were full of zeros.

@@ -28,13 +28,14 @@
 //! Pages leave the set of the unsent by being taken out of it ([`Unsent`]), and nothing else names pages to send. So a page
 //! is sent once, whatever a pre-paging order does; twice only if the link was lost and the destination says that it lacks it.
 //!
-//! What is behind one `trait` is the order of the push: [`Demand`], [`Push`], [`Bubbling`]. Replies never wait for
+//! What is behind one `trait` is the order of the push: [`Demand`], [`Push`], [`Bubbling`], [`Guide`]. Replies never wait for
 //! it: they are ordered first, and [`pace`] keeps what is under way on the link down to about what the link holds.
 
 mod bubbling;
 mod demand;
 mod guide;
 pub mod latency;
+mod lead;
 mod metrics;
 pub mod pace;
 mod push;
@@ -48,7 +49,9 @@ use core::time::Duration;
 
 pub use bubbling::Bubbling;
 pub use demand::Demand;
+pub use guide::{Guide, TOUCHED_MAX};
 pub use latency::Latencies;
+pub use lead::{GuideEnd, GuideStep, Lead, LeadLimits, LEAD_PAGES_MAX};
 pub use metrics::{Metrics, THREADS_MAX};
 pub use pace::{Pace, Path};
 pub use push::Push;
@@ -69,8 +72,19 @@ pub trait PrePaging: fmt::Debug + Send {
     /// The name that users type.
     fn name(&self) -> &'static str;
 
-    /// `thread` waits for `page`, or is about to touch it.
+    /// `thread` waits for `page`.
     fn fault(&mut self, thread: ThreadId, page: Page);
+
+    /// `thread` is about to touch `page`. As good as a fault, unless there is something better to do.
+    fn about_to_touch(&mut self, thread: ThreadId, page: Page) {
+        self.fault(thread, page);
+    }
+
+    /// Takes what somebody is known to touch soon: asked before [`PrePaging::next`], with the same rules, and not held back by the
+    /// limit on the push.
+    fn next_guided(&mut self, _unsent: &mut Unsent, _pages_max: u64) -> Vec<PageRun> {
+        Vec::new()
+    }
 
     /// Takes what is to be pushed next: at most `pages_max` pages (at least 1). Nothing, if there is nothing to push
     /// before the next fault.
@@ -83,7 +97,7 @@ pub trait PrePaging: fmt::Debug + Send {
 /// What the user sets for the time after the switch-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes per second of the push, `None` for as fast as the link goes. Replies neither wait for it nor count.
+    /// Bytes per second of the push, `None` for as fast as the link goes. Replies and guided pages neither wait for it nor count.
     pub bandwidth_max: Option<u64>,
     /// Pages of a reply at most, the faulted one included. More spares faults of a thread that walks through memory; each costs
     /// whoever faults next the time that a page takes on the link.

@@ -25,6 +25,8 @@ const CATCH_UP: Duration = Duration::from_millis(10);
 struct Piece {
     runs: Vec<PageRun>,
     is_push: bool,
+    /// The bandwidth limit counts it.
+    is_limited: bool,
     /// Assumed until it was sent.
     bytes: u64,
     is_sent: bool,
@@ -103,7 +105,7 @@ impl Residual {
 
     /// The push begins around this page, which `thread` is about to touch: what its instruction and stack pointers say.
     pub fn aim(&mut self, thread: ThreadId, page: Page) {
-        self.prepaging.fault(thread, page);
+        self.prepaging.about_to_touch(thread, page);
     }
 
     /// Everything shall be there soon: from now on all of it is pushed, as fast as the link goes.
@@ -232,7 +234,7 @@ impl Residual {
             };
             self.read_ahead.replied(fault.thread, run);
             self.metrics.pages_replied += run.count;
-            let piece = self.begin_piece(now, Vec::from([run]), false);
+            let piece = self.begin_piece(now, Vec::from([run]), false, false);
             return Some(Order::Reply { piece, run, fault });
         }
         None
@@ -249,6 +251,14 @@ impl Residual {
         if self.push_out.is_some() || is_full {
             return Order::Wait { until: None };
         }
+        // What somebody is about to touch is not held back.
+        let guided = self
+            .prepaging
+            .next_guided(&mut self.unsent, self.pace.piece_pages().max(1));
+        if !guided.is_empty() {
+            self.metrics.pages_guided += pages_in(&guided);
+            return self.push(now, guided, false);
+        }
         if now < self.push_from {
             self.pace.idle();
             return Order::Wait {
@@ -261,8 +271,12 @@ impl Residual {
             return Order::Wait { until: None };
         }
         self.push_from = self.push_from.max(now.saturating_sub(CATCH_UP));
+        self.push(now, runs, true)
+    }
+
+    fn push(&mut self, now: Duration, runs: Vec<PageRun>, is_limited: bool) -> Order {
         self.metrics.pages_pushed += pages_in(&runs);
-        let piece = self.begin_piece(now, runs.clone(), true);
+        let piece = self.begin_piece(now, runs.clone(), true, is_limited);
         self.push_out = Some(piece);
         self.pushes += 1;
         Order::Push { piece, runs }
@@ -277,7 +291,7 @@ impl Residual {
         self.pace.piece_pages().min(even).max(1)
     }
 
-    fn begin_piece(&mut self, now: Duration, runs: Vec<PageRun>, is_push: bool) -> PieceId {
+    fn begin_piece(&mut self, now: Duration, runs: Vec<PageRun>, is_push: bool, is_limited: bool) -> PieceId {
         let id = self.next_piece;
         self.next_piece = PieceId(id.0 + 1);
         let bytes = pages_in(&runs) * PAGE_SIZE;
@@ -285,6 +299,7 @@ impl Residual {
         let piece = Piece {
             runs,
             is_push,
+            is_limited,
             bytes,
             is_sent: false,
             is_acked: false,
@@ -302,11 +317,12 @@ impl Residual {
         self.pace.corrected(piece.bytes, bytes);
         piece.bytes = bytes;
         self.metrics.pages_zero += zero_pages.min(pages_in(&piece.runs));
-        let (is_push, is_acked) = (piece.is_push, piece.is_acked);
+        let (is_push, is_limited, is_acked) = (piece.is_push, piece.is_limited, piece.is_acked);
         if is_push {
             self.push_out = None;
             self.metrics.bytes_pushed = self.metrics.bytes_pushed.saturating_add(bytes);
-            let time = self.limits.bandwidth_max.map(|max| time_for(bytes, max));
+            let limit = self.limits.bandwidth_max.filter(|_| is_limited);
+            let time = limit.map(|max| time_for(bytes, max));
             self.push_from = self.push_from.saturating_add(time.unwrap_or_default());
         } else {
             self.metrics.bytes_replied = self.metrics.bytes_replied.saturating_add(bytes);

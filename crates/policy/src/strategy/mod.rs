@@ -23,7 +23,8 @@ pub use stopcopy::StopCopy;
 pub struct RoundFacts<'a> {
     /// Rounds done.
     pub rounds: u32,
-    /// Pages to send if a round began now. Pages masked by facts are not among them.
+    /// Pages to send if a round began now. Pages masked by facts are not among them, but for those that storage has still to bring
+    /// and that would be sent while the workload is frozen.
     pub owed_pages: u64,
     /// Pages sent with content, in all rounds.
     pub sent_pages: u64,
