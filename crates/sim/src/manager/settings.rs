@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use whimbrel_policy::postcopy::{Bubbling, Demand, PrePaging, Push};
+use whimbrel_policy::postcopy::{Bubbling, Demand, Guide, PrePaging, Push};
 use whimbrel_policy::{PostCopy, PreCopy, StopCopy, Strategy};
 
 /// How a VM is migrated.
@@ -50,7 +50,7 @@ impl Policy {
             Policy::StopCopy | Policy::PreCopy | Policy::Demand => Box::new(Demand),
             Policy::Push => Box::<Push>::default(),
             Policy::Bubbling => Box::<Bubbling>::default(),
-            Policy::LazyCopy => Box::<Ahead>::default(),
+            Policy::LazyCopy => Box::<Guide>::default(),
         }
     }
 }
@@ -94,29 +94,4 @@ impl Default for Settings {
             background_max: None,
         }
     }
-}
-
-/// Pages that the forward context is about to touch, in that order; then address order.
-#[derive(Debug, Default)]
-struct Ahead(std::collections::VecDeque<whimbrel_policy::Page>, Push);
-impl PrePaging for Ahead {
-    fn name(&self) -> &'static str {
-        "guide"
-    }
-    fn fault(&mut self, _: whimbrel_policy::postcopy::ThreadId, page: whimbrel_policy::Page) {
-        self.0.push_back(page);
-    }
-    fn next(
-        &mut self,
-        unsent: &mut whimbrel_policy::postcopy::Unsent,
-        max: u64,
-    ) -> Vec<whimbrel_policy::PageRun> {
-        while let Some(page) = self.0.pop_front() {
-            if let Some(run) = unsent.take_up(page, 1) {
-                return vec![run];
-            }
-        }
-        self.1.next(unsent, max)
-    }
-    fn restart(&mut self) {}
 }
