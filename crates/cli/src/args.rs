@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use whimbrel_process::container::Address;
+use whimbrel_sim::sweep::Sweep;
 use whimbrel_wire::{Key, MigrationId};
 
 use crate::demo::server::ServerArgs;
@@ -19,7 +20,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
     0  done
     1  failed; the workload runs on where it was
-    2  the command line is wrong
+    2  the command line is wrong, or a scenario
     3  refused before anything was touched
     4  undecided: the workload is frozen at the source until the destination answers (see `whimbrel resume`)
     5  the workload runs at the destination, but something after that failed
@@ -55,6 +56,8 @@ pub enum Command {
     Resume(ResumeArgs),
     /// Show it all on this machine: two hosts made of namespaces, a server that moves between them under load
     Demo(DemoArgs),
+    /// Simulate migrations, and compare what came out
+    Sim(SimArgs),
     /// The demo's server
     #[command(hide = true)]
     DemoServer(ServerArgs),
@@ -244,6 +247,27 @@ pub struct ResumeArgs {
     /// Yes, I know that it does not run at the destination
     #[arg(long, requires = "here")]
     pub force: bool,
+}
+
+/// `sim`
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    /// Scenarios, as TOML
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Simulate with each of these values, like link.rate=100Mbit/s,1Gbit/s or guest.load.0.rate=1MB/s,50MB/s; several: each
+    /// combination
+    #[arg(long, value_name = "KEY=V,V…")]
+    pub sweep: Vec<Sweep>,
+    /// Write outcomes.json, outcomes.csv and report.html, a page with plots, into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Instead of the scenario's own
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u32>,
 }
 
 /// `init`
@@ -437,6 +461,19 @@ mod tests {
         }
         assert!(parse("whimbrel check").is_err());
         assert!(parse("whimbrel check shop h:1").is_err());
+    }
+
+    #[test]
+    fn sim_takes_scenarios_and_sweeps() {
+        let line =
+            "whimbrel sim a.toml b.toml --sweep link.rate=1,2 --sweep guest.vcpus=1,2,4 --out here --seed 7";
+        let Command::Sim(sim) = parse(line).unwrap() else {
+            panic!("not sim")
+        };
+        assert_eq!((sim.files.len(), sim.sweep.len(), sim.seed), (2, 2, Some(7)));
+        assert_eq!(sim.sweep[1].values.len(), 3);
+        assert!(parse("whimbrel sim").is_err());
+        assert!(parse("whimbrel sim a.toml --sweep link.rate").is_err());
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 pub enum Code {
     /// It failed, and the workload runs on where it was.
     Failed = 1,
+    /// The command line is wrong, or a file that it names.
+    Usage = 2,
     /// Nothing was touched.
     Refused = 3,
     /// It is not known yet where the workload will run; it is frozen at the source.
@@ -39,6 +41,15 @@ impl std::error::Error for Coded {}
 pub fn refused(sentence: impl fmt::Display) -> anyhow::Error {
     Coded {
         code: Code::Refused,
+        sentence: sentence.to_string(),
+    }
+    .into()
+}
+
+/// A wrong command line, or a file that is not what it should be.
+pub fn misused(sentence: impl fmt::Display) -> anyhow::Error {
+    Coded {
+        code: Code::Usage,
         sentence: sentence.to_string(),
     }
     .into()

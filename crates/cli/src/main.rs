@@ -17,6 +17,7 @@ mod receive;
 mod resume;
 mod run;
 mod screen;
+mod sim;
 mod stop;
 mod units;
 mod watch;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Migrate(args) => report(migrate::run(&args)),
         Command::Receive(args) => report(receive::run(&args)),
         Command::Resume(args) => report(resume::run(&args)),
+        Command::Sim(args) => report(sim::run(&args)),
         Command::Guardian(args) => report(guardian::run(&args)),
         Command::Init(args) => ExitCode::from(whimbrel_process::container::init::main(args.control) as u8),
     }

@@ -1,0 +1,146 @@
+//! `whimbrel sim`: simulated migrations. Needs no privileges and touches nothing but its output.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::thread;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use whimbrel_sim::report::{self, Case};
+use whimbrel_sim::sweep::{self, Plan};
+
+use crate::args::SimArgs;
+use crate::exit::misused;
+
+/// No scenario is longer, in bytes.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Runs the command.
+pub fn run(args: &SimArgs) -> anyhow::Result<()> {
+    let plans: Vec<Plan> = args
+        .files
+        .iter()
+        .map(|file| plan(file, args))
+        .collect::<Result<_, _>>()?;
+    let cases = simulated(&plans)?;
+    show(&cases, args.json)?;
+    match &args.out {
+        Some(directory) => write(directory, &title(args), &cases),
+        None => Ok(()),
+    }
+}
+
+fn plan(path: &Path, args: &SimArgs) -> anyhow::Result<Plan> {
+    let file = path.display().to_string();
+    let text = read(path).map_err(|error| misused(format!("cannot read {file}: {error}")))?;
+    Plan::new(&text, &file, &args.sweep, args.seed).map_err(misused)
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
+    if read as u64 > FILE_BYTES_MAX {
+        let sentence = format!("longer than {FILE_BYTES_MAX} bytes, which no scenario is");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
+    }
+    Ok(text)
+}
+
+/// On all cores, with a bar on a terminal.
+fn simulated(plans: &[Plan]) -> anyhow::Result<Vec<Case>> {
+    let bar = match sweep::count(plans) {
+        1 => ProgressBar::hidden(),
+        count => ProgressBar::new(count as u64),
+    };
+    bar.set_style(ProgressStyle::with_template(
+        "{wide_bar} {pos} of {len}, {eta} left",
+    )?);
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let cases = sweep::run(plans, threads, &|| bar.inc(1));
+    bar.finish_and_clear();
+    cases.map_err(misused)
+}
+
+fn show(cases: &[Case], as_json: bool) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let shown = match as_json {
+        true => report::json(cases, &mut out),
+        false => out.write_all(report::table(cases).as_bytes()),
+    };
+    match shown.and_then(|()| out.flush()) {
+        // Whoever reads had enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to the standard output"),
+    }
+}
+
+/// What the page is called.
+fn title(args: &SimArgs) -> String {
+    let stem = |file: &std::path::PathBuf| {
+        file.file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let names: Vec<String> = args.files.iter().take(TITLE_FILES_MAX).map(stem).collect();
+    let more = if args.files.len() > TITLE_FILES_MAX {
+        " …"
+    } else {
+        ""
+    };
+    format!("Simulated migrations: {}{more}", names.join(", "))
+}
+
+/// Names in the title.
+const TITLE_FILES_MAX: usize = 5;
+
+fn write(directory: &Path, title: &str, cases: &[Case]) -> anyhow::Result<()> {
+    let cannot = |path: &Path| format!("cannot write {}", path.display());
+    fs::create_dir_all(directory).with_context(|| cannot(directory))?;
+    let json = directory.join("outcomes.json");
+    let lines = File::create(&json).map(BufWriter::new);
+    let written = lines.and_then(|mut lines| report::json(cases, &mut lines).and_then(|()| lines.flush()));
+    written.with_context(|| cannot(&json))?;
+    for (name, text) in [
+        ("outcomes.csv", report::csv(cases)),
+        ("report.html", report::page(title, cases)),
+    ] {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| cannot(&path))?;
+    }
+    eprintln!("report: {}", directory.join("report.html").display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{Code, Coded};
+
+    fn args(file: &Path, sweep: &str) -> SimArgs {
+        SimArgs {
+            files: vec![file.to_path_buf()],
+            sweep: vec![sweep.parse().unwrap()],
+            out: None,
+            json: false,
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn what_is_no_scenario_is_a_wrong_command_line() {
+        let code = |error: anyhow::Error| error.downcast_ref::<Coded>().unwrap().code;
+        let missing = run(&args(Path::new("/nonexistent/a.toml"), "seed=1")).unwrap_err();
+        assert!(missing
+            .to_string()
+            .starts_with("cannot read /nonexistent/a.toml: "));
+        assert_eq!(code(missing), Code::Usage);
+        // Endless, and no text either.
+        let endless = run(&args(Path::new("/dev/zero"), "seed=1")).unwrap_err();
+        assert!(endless.to_string().contains("which no scenario is"), "{endless}");
+    }
+}

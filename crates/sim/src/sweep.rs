@@ -1,1 +1,0 @@
-//! The same scenario with other values.
