@@ -316,8 +316,11 @@ pub struct ResumeArgs {
 #[derive(Debug, Args)]
 pub struct SimArgs {
     /// Scenarios, as TOML
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "manager", value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// Instead of scenarios: servers and VMs that are moved by commands, by hand or from a script
+    #[arg(long, value_name = "SCRIPT", num_args = 0..=1, exclusive = true)]
+    pub manager: Option<Option<PathBuf>>,
     /// Simulate with each of these values, like link.rate=100Mbit/s,1Gbit/s or guest.load.0.rate=1MB/s,50MB/s; several: each
     /// combination
     #[arg(long, value_name = "KEY=V,V…")]
@@ -546,6 +549,16 @@ mod tests {
         assert_eq!((sim.files.len(), sim.sweep.len(), sim.seed), (2, 2, Some(7)));
         assert_eq!(sim.sweep[1].values.len(), 3);
         assert!(parse("whimbrel sim").is_err());
+        let manager = |line| match parse(line) {
+            Ok(Command::Sim(sim)) => sim.manager,
+            _ => None,
+        };
+        assert_eq!(manager("whimbrel sim --manager"), Some(None));
+        assert_eq!(
+            manager("whimbrel sim --manager a.script"),
+            Some(Some("a.script".into()))
+        );
+        assert!(parse("whimbrel sim --manager a.script --json").is_err());
         assert!(parse("whimbrel sim a.toml --sweep link.rate").is_err());
     }
 

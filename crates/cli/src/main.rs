@@ -10,6 +10,7 @@ mod host;
 mod interrupt;
 mod kinds;
 mod logs;
+mod manager;
 mod migrate;
 mod plan;
 mod privilege;

@@ -13,12 +13,16 @@ use whimbrel_sim::sweep::{self, Plan};
 
 use crate::args::SimArgs;
 use crate::exit::misused;
+use crate::manager;
 
 /// No scenario is longer, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Runs the command.
 pub fn run(args: &SimArgs) -> anyhow::Result<()> {
+    if let Some(script) = &args.manager {
+        return manager::run(script.as_deref());
+    }
     let plans: Vec<Plan> = args
         .files
         .iter()
@@ -38,7 +42,8 @@ fn plan(path: &Path, args: &SimArgs) -> anyhow::Result<Plan> {
     Plan::new(&text, &file, &args.sweep, args.seed).map_err(misused)
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// A file that is not too long.
+pub fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let read = File::open(path)?
         .take(FILE_BYTES_MAX + 1)
@@ -124,6 +129,7 @@ mod tests {
     fn args(file: &Path, sweep: &str) -> SimArgs {
         SimArgs {
             files: vec![file.to_path_buf()],
+            manager: None,
             sweep: vec![sweep.parse().unwrap()],
             out: None,
             json: false,

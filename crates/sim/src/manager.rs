@@ -1,1 +1,0 @@
-//! The manager of the third seed.
