@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use whimbrel_policy::predict::Aim;
 use whimbrel_process::container::Address;
 use whimbrel_wire::{Key, MigrationId};
 
@@ -47,6 +48,8 @@ pub enum Command {
     Stop(StopArgs),
     /// Say whether a workload can move, and what stands in its way
     Check(CheckArgs),
+    /// Measure a workload and the way to a destination, and say what each strategy would cost
+    Plan(PlanArgs),
     /// Move a workload to a host where `whimbrel receive` runs
     Migrate(MigrateArgs),
     /// Take in a workload from another host
@@ -133,6 +136,58 @@ pub struct CheckArgs {
     pub link_timeout: Duration,
 }
 
+/// `plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A name given by `run`, the PID of a process, or qemu:PATH with the socket of a virtual machine's monitor
+    pub workload: String,
+    /// Where `whimbrel receive` listens: it prepares everything, takes in padding to measure the link, and lets it go again
+    #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
+    pub destination: String,
+    /// The one-time key that `receive` printed; it can be used again afterwards
+    #[arg(long, env = "WHIMBREL_KEY", hide_env_values = true, value_name = "KEY")]
+    pub key: Key,
+    /// How long to look at what the workload writes
+    #[arg(long = "for", value_name = "TIME", default_value = "3s", value_parser = units::duration)]
+    pub look_for: Duration,
+    /// The downtime should be at most this
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::duration)]
+    pub max_downtime: Duration,
+    /// What to save beside that [default: time, but rather by a strategy that needs only one machine at any time]
+    #[arg(long, value_enum)]
+    pub min: Option<Saving>,
+    /// Send pages at most at this rate, like 1gbit or 100MB/s
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub max_bandwidth: Option<u64>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Give up when the other end is silent for so long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub link_timeout: Duration,
+}
+
+/// What to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Saving {
+    /// Bytes on the network
+    Bytes,
+    /// Time until the source may be switched off
+    Time,
+    /// Time in which the workload does not run
+    Downtime,
+}
+
+impl From<Saving> for Aim {
+    fn from(saving: Saving) -> Aim {
+        match saving {
+            Saving::Bytes => Aim::Bytes,
+            Saving::Time => Aim::Time,
+            Saving::Downtime => Aim::Downtime,
+        }
+    }
+}
+
 /// `migrate`
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
@@ -144,9 +199,12 @@ pub struct MigrateArgs {
     /// The one-time key that `receive` printed. Better in the environment: command lines are seen by all users
     #[arg(long, env = "WHIMBREL_KEY", hide_env_values = true, value_name = "KEY")]
     pub key: Key,
-    /// Copy memory while it runs, or stop it first
-    #[arg(long, value_enum, default_value_t = Strategy::Precopy)]
+    /// How to move it
+    #[arg(long, value_enum, default_value_t = Strategy::Auto)]
     pub strategy: Strategy,
+    /// auto: what to save beside the downtime [default: time, but rather by a strategy that needs only one machine at any time]
+    #[arg(long, value_enum)]
+    pub min: Option<Saving>,
     /// Switch over as soon as the predicted downtime is at most this
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::duration)]
     pub max_downtime: Duration,
@@ -162,19 +220,19 @@ pub struct MigrateArgs {
     /// hybrid: passes of pre-copy before the switch-over
     #[arg(long, value_name = "N")]
     pub passes: Option<u32>,
-    /// postcopy, hybrid: in which order pages follow that nobody waits for [default: bubbling]
+    /// auto, postcopy, hybrid: in which order pages follow that nobody waits for [default: bubbling]
     #[arg(long, value_enum, value_name = "ORDER")]
     pub prepage: Option<Prepage>,
     /// --prepage bubbling: from how many threads' last faults the push grows at the same time [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub pivots: Option<u32>,
-    /// postcopy, hybrid: push pages at most at this rate after the switch-over; pages that a thread waits for do not count
+    /// auto, postcopy, hybrid: push pages at most at this rate after the switch-over; pages that a thread waits for do not count
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub max_residual_bandwidth: Option<u64>,
-    /// postcopy, hybrid: so long after the switch-over hold the workload until the rest of its memory has arrived
+    /// auto, postcopy, hybrid: so long after the switch-over hold the workload until the rest of its memory has arrived
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub residual_max: Option<Duration>,
-    /// postcopy, hybrid: look for a destination that was lost after the switch-over for so long, then leave it to `whimbrel resume`
+    /// auto, postcopy, hybrid: look for a destination that was lost after the switch-over for so long, then leave it to `whimbrel resume`
     #[arg(long, value_name = "TIME", default_value = "60min", value_parser = units::duration)]
     pub reconnect_for: Duration,
     /// Write everything that happens to a file, as lines of JSON
@@ -202,6 +260,8 @@ pub enum Prepage {
 /// How to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Strategy {
+    /// Whichever of the others is predicted to be best, decided while it sends
+    Auto,
     /// All memory while it runs, again what was written meanwhile, and so on; then a short stop
     Precopy,
     /// Stop it, then send everything
@@ -303,7 +363,10 @@ impl fmt::Display for End {
 impl MigrateArgs {
     /// An option that has no meaning with the strategy.
     pub fn misplaced(&self) -> Option<&'static str> {
-        let lazy = matches!(self.strategy, Strategy::Postcopy | Strategy::Hybrid);
+        let lazy = matches!(
+            self.strategy,
+            Strategy::Auto | Strategy::Postcopy | Strategy::Hybrid
+        );
         let bubbling = self.prepage.is_none_or(|prepage| prepage == Prepage::Bubbling);
         let given = [
             (
@@ -311,20 +374,24 @@ impl MigrateArgs {
                 "--passes needs --strategy hybrid",
             ),
             (
+                self.min.is_some() && self.strategy != Strategy::Auto,
+                "--min needs --strategy auto",
+            ),
+            (
                 self.prepage.is_some() && !lazy,
-                "--prepage needs --strategy postcopy or hybrid",
+                "--prepage needs --strategy auto, postcopy or hybrid",
             ),
             (
                 self.pivots.is_some() && !(lazy && bubbling),
-                "--pivots needs --strategy postcopy or hybrid, with --prepage bubbling",
+                "--pivots needs --strategy auto, postcopy or hybrid, with --prepage bubbling",
             ),
             (
                 self.max_residual_bandwidth.is_some() && !lazy,
-                "--max-residual-bandwidth needs --strategy postcopy or hybrid",
+                "--max-residual-bandwidth needs --strategy auto, postcopy or hybrid",
             ),
             (
                 self.residual_max.is_some() && !lazy,
-                "--residual-max needs --strategy postcopy or hybrid",
+                "--residual-max needs --strategy auto, postcopy or hybrid",
             ),
         ];
         given
@@ -338,6 +405,7 @@ impl MigrateArgs {
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
+            Strategy::Auto => "auto",
             Strategy::Precopy => "precopy",
             Strategy::Stopcopy => "stopcopy",
             Strategy::Postcopy => "postcopy",
@@ -416,14 +484,16 @@ mod tests {
         };
         for good in [
             "--strategy postcopy --prepage push --residual-max 9s",
+            "--min bytes --prepage push",
             "--strategy hybrid --passes 2 --pivots 4 --max-residual-bandwidth 100mbit",
         ] {
             assert_eq!(misplaced(good), None, "{good}");
         }
         for bad in [
             "--passes 2 --strategy postcopy",
-            "--prepage push",
-            "--residual-max 1s",
+            "--strategy precopy --prepage push",
+            "--strategy stopcopy --residual-max 1s",
+            "--strategy hybrid --min bytes",
             "--strategy postcopy --prepage push --pivots 2",
         ] {
             assert!(misplaced(bad).is_some(), "{bad}");

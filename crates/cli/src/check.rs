@@ -7,33 +7,25 @@ use whimbrel_wire::MigrationId;
 
 use crate::args::CheckArgs;
 use crate::exit::refused;
-use crate::migrate::{monitor_of, Target};
-use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
+use crate::subject::{self, Task};
 use crate::watch::Watch;
 use crate::{host, interrupt};
 
 /// Says that it can move, or why not.
 pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let name = match monitor_of(&args.workload) {
-        Some(monitor) => {
-            require(&[SYS_PTRACE, SYS_ADMIN])?;
-            require_kernel_of_source()?;
-            host::tidy();
-            let mut machine = host::machine(monitor)?;
-            let name = machine.name().to_owned();
-            looked_at(&mut machine, name, args)?
-        }
-        None => {
-            require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
-            require_kernel_of_source()?;
-            host::tidy();
-            let target = Target::find(&args.workload)?;
-            let mut process = host::workload(target.pid, target.entry.as_ref())?;
-            looked_at(&mut process, target.name, args)?
-        }
-    };
+    let name = subject::with(&args.workload, Check(args))?;
     println!("{}", can_move(&name, args.destination.as_deref()));
     Ok(())
+}
+
+struct Check<'a>(&'a CheckArgs);
+
+impl Task for Check<'_> {
+    type Done = String;
+
+    fn carry_out<W: Workload>(self, workload: &mut W, name: String) -> anyhow::Result<String> {
+        looked_at(workload, name, self.0)
+    }
 }
 
 fn can_move(name: &str, destination: Option<&str>) -> String {

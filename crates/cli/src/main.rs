@@ -11,6 +11,7 @@ mod interrupt;
 mod kinds;
 mod logs;
 mod migrate;
+mod plan;
 mod privilege;
 mod ps;
 mod receive;
@@ -18,6 +19,7 @@ mod resume;
 mod run;
 mod screen;
 mod stop;
+mod subject;
 mod units;
 mod watch;
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).unwrap_or_else(|error| report(Err(error))),
         Command::DemoServer(args) => report(demo::server::serve(&args)),
         Command::Check(args) => report(check::run(&args)),
+        Command::Plan(args) => report(plan::run(&args)),
         Command::Migrate(args) => report(migrate::run(&args)),
         Command::Receive(args) => report(receive::run(&args)),
         Command::Resume(args) => report(resume::run(&args)),

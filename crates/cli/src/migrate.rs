@@ -3,21 +3,28 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
 use whimbrel_engine::source::{migrate, SourceOptions, ASK_FOR};
-use whimbrel_engine::{Error, Failure, Prepaging, ResidualOptions, Trace, Whereabouts, Workload, PIVOTS_MAX};
+use whimbrel_engine::{
+    Error, Failure, Nature, Prepaging, ResidualOptions, Trace, Whereabouts, Workload, PIVOTS_MAX,
+};
+use whimbrel_policy::predict::{Costs, Goals};
 use whimbrel_policy::strategy::Named;
 use whimbrel_policy::{Hints, Limits, Migration, Passes};
-use whimbrel_process::container::{Entry, Phase, Registry};
 use whimbrel_wire::MigrationId;
 
 use crate::args::{End, MigrateArgs, Prepage, Strategy};
 use crate::exit::{refused, Code, Coded};
 use crate::guardian::Guardian;
-use crate::privilege::{require, require_kernel_of_source, NET_ADMIN, SYS_ADMIN, SYS_PTRACE};
+use crate::subject::{self, Task};
 use crate::watch::Watch;
 use crate::{host, interrupt, screen};
+
+/// What a scan of a running workload takes, until one was seen.
+const SCAN: Duration = Duration::from_millis(3);
+/// What the round trip of a network fault is taken for: it only decides between ways that are close to each other.
+const ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// Moves it and prints the summary.
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
@@ -25,117 +32,52 @@ pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
         return Err(refused(why.to_owned()));
     }
     let cancel = interrupt::watch()?;
-    require(&[SYS_PTRACE, SYS_ADMIN, NET_ADMIN])?;
-    require_kernel_of_source()?;
-    host::tidy();
-    if let Some(monitor) = monitor_of(&args.workload) {
-        let mut machine = host::machine(monitor)?;
-        let name = machine.name().to_owned();
-        return carry_out(&mut machine, name, args, cancel);
-    }
-    let target = Target::find(&args.workload)?;
-    let mut workload = host::workload(target.pid, target.entry.as_ref())?;
-    carry_out(&mut workload, target.name, args, cancel)
+    subject::with(&args.workload, Move { args, cancel })
 }
 
-/// The monitor's socket, if it is a virtual machine that is meant.
-pub fn monitor_of(workload: &str) -> Option<&Path> {
-    workload.strip_prefix("qemu:").map(Path::new)
-}
-
-fn carry_out<W: Workload>(
-    workload: &mut W,
-    name: String,
-    args: &MigrateArgs,
+struct Move<'a> {
+    args: &'a MigrateArgs,
     cancel: Arc<AtomicBool>,
-) -> anyhow::Result<()> {
-    let mut watch = Watch::new(args.json.as_deref())?;
-    let id = MigrationId::random()?;
-    let guardian = Guardian::start(id, End::Source, args.link_timeout, None)?;
-    let options = SourceOptions {
-        id,
-        key: args.key.clone(),
-        destination: args.destination.clone(),
-        workload_name: name,
-        migration: decisions(args),
-        residual: residual(args),
-        trace: args.trace.as_deref().map(trace).transpose()?,
-        link_timeout: args.link_timeout,
-        followed: true,
-        ask_for: ASK_FOR,
-        journals: host::journals(),
-        cancel,
-    };
-    let result = migrate(workload, options, &mut watch);
-    guardian.release();
-    match &result {
-        Ok(summary) => {
-            watch.moved(summary);
-            print!("{}", screen::result(summary));
-        }
-        Err(failure) => watch.failed(&failure.to_string()),
-    }
-    watch.close();
-    result.map(drop).map_err(coded)
 }
 
-/// What the user wants to move.
-pub struct Target {
-    /// The process.
-    pub pid: i32,
-    /// What people call it.
-    pub name: String,
-    /// Its container if `run` started it.
-    pub entry: Option<Entry>,
-}
+impl Task for Move<'_> {
+    type Done = ();
 
-impl Target {
-    /// A workload of `run`, by name or PID, or any other process.
-    pub fn find(workload: &str) -> anyhow::Result<Self> {
-        let entry = Registry::of_host().find(workload)?;
-        match (entry, workload.parse::<i32>()) {
-            (Some(entry), _) => Self::of_entry(entry),
-            (None, Ok(pid)) => Self::of_process(pid),
-            (None, Err(_)) => Err(refused(format!(
-                "no workload here is called {workload}; see whimbrel ps, or give the PID of a process"
-            ))),
+    fn carry_out<W: Workload>(self, workload: &mut W, name: String) -> anyhow::Result<()> {
+        let args = self.args;
+        let mut watch = Watch::new(args.json.as_deref())?;
+        let trace = args.trace.as_deref().map(trace).transpose()?;
+        let id = MigrationId::random()?;
+        let guardian = Guardian::start(id, End::Source, args.link_timeout, None)?;
+        let options = SourceOptions {
+            id,
+            key: args.key.clone(),
+            destination: args.destination.clone(),
+            workload_name: name,
+            migration: decisions(args, &workload.nature()),
+            residual: residual(args),
+            trace,
+            link_timeout: args.link_timeout,
+            followed: true,
+            ask_for: ASK_FOR,
+            journals: host::journals(),
+            cancel: self.cancel,
+        };
+        let result = migrate(workload, options, &mut watch);
+        guardian.release();
+        match &result {
+            Ok(summary) => {
+                watch.moved(summary);
+                print!("{}", screen::result(summary));
+            }
+            Err(failure) => watch.failed(&failure.to_string()),
         }
-    }
-
-    fn of_entry(entry: Entry) -> anyhow::Result<Self> {
-        let name = entry.spec.name.clone();
-        match (entry.phase, entry.process) {
-            (Phase::Running, Some(process)) => Ok(Self {
-                pid: process.pid,
-                name,
-                entry: Some(entry),
-            }),
-            (Phase::Arriving, _) => Err(refused(format!(
-                "{name} is just arriving here; wait until it runs"
-            ))),
-            _ => Err(refused(format!("{name} has ended; there is nothing to move"))),
-        }
-    }
-
-    fn of_process(pid: i32) -> anyhow::Result<Self> {
-        if pid == std::process::id() as i32 {
-            return Err(refused(format!(
-                "process {pid} is this command itself, which cannot move"
-            )));
-        }
-        if pid < 1 || !Path::new(&format!("/proc/{pid}")).exists() {
-            return Err(refused(format!("there is no process {pid} on this host")));
-        }
-        let program = whimbrel_kernel::proc::text(pid, "comm").context("cannot read the process's name")?;
-        Ok(Self {
-            pid,
-            name: format!("{} ({pid})", program.trim_end()),
-            entry: None,
-        })
+        watch.close();
+        result.map(drop).map_err(coded)
     }
 }
 
-fn decisions(args: &MigrateArgs) -> Migration {
+fn decisions(args: &MigrateArgs, nature: &Nature) -> Migration {
     let limits = Limits {
         downtime_max: args.max_downtime,
         rounds_max: args.max_rounds,
@@ -143,12 +85,37 @@ fn decisions(args: &MigrateArgs) -> Migration {
         bandwidth_max: args.max_bandwidth,
     };
     let strategy = match args.strategy {
+        Strategy::Auto => auto(args, nature),
         Strategy::Precopy => Named::PreCopy,
         Strategy::Stopcopy => Named::StopCopy,
         Strategy::Postcopy => Named::PostCopy,
         Strategy::Hybrid => Named::Hybrid(Passes::Exactly(args.passes.unwrap_or(1))),
     };
-    Migration::new(strategy.build(), limits, Hints::default())
+    let hints = Hints {
+        state_bytes: nature.state_bytes,
+        fixed_cost: nature.stop,
+        ..Hints::default()
+    };
+    Migration::new(strategy.build(), limits, hints)
+}
+
+fn auto(args: &MigrateArgs, nature: &Nature) -> Named {
+    let goals = Goals {
+        downtime_max: args.max_downtime,
+        min: args.min.map(Into::into),
+    };
+    let costs = Costs {
+        before: Duration::ZERO,
+        scan: SCAN,
+        stop: nature.stop,
+        arm: nature.arm,
+        after: nature.after,
+    };
+    Named::Auto {
+        goals,
+        costs,
+        round_trip: ROUND_TRIP,
+    }
 }
 
 /// The file is made now, so that it does not fail later.

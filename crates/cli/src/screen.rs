@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use whimbrel_engine::observer::PhaseTime;
-use whimbrel_engine::summary::{Bytes, Summary, Time};
+use whimbrel_engine::summary::{Bytes, Predicted, Summary, Time};
 use whimbrel_engine::{Observer, Phase, Progress, ResidualProgress, Round};
 
 /// How often a line is printed where there is no terminal.
@@ -180,7 +180,42 @@ pub fn result(summary: &Summary) -> String {
     if let Some(reason) = &summary.stop_reason {
         let _ = writeln!(text, "switched over because {reason}");
     }
+    if let Some(predicted) = &summary.predicted {
+        text.push_str(&against(predicted, summary));
+    }
     let _ = writeln!(text, "{summary}");
+    text
+}
+
+/// What was expected beside what came of it.
+fn against(predicted: &Predicted, summary: &Summary) -> String {
+    let mut text = format!("chose {}\n", predicted.choice);
+    let faults = summary
+        .residual
+        .as_ref()
+        .map_or(0, |residual| residual.network_faults);
+    let rows = [
+        (
+            "total",
+            Time(predicted.total_us).to_string(),
+            Time(summary.total_us).to_string(),
+        ),
+        (
+            "down",
+            Time(predicted.downtime_us).to_string(),
+            Time(summary.downtime_us).to_string(),
+        ),
+        (
+            "bytes",
+            Bytes(predicted.bytes).to_string(),
+            Bytes(summary.wire_bytes()).to_string(),
+        ),
+        ("faults", predicted.network_faults.to_string(), faults.to_string()),
+    ];
+    let _ = writeln!(text, "{:<12}{:>10}  {:>10}", "", "predicted", "actual");
+    for (what, predicted, actual) in rows {
+        let _ = writeln!(text, "{what:<12}{predicted:>10}  {actual:>10}");
+    }
     text
 }
 

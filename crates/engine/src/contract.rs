@@ -50,6 +50,22 @@ pub struct Captured {
     pub state: Vec<u8>,
 }
 
+/// What a workload is made of, as far as it says what a move costs beside its pages. Times are those that were measured for its kind; an
+/// estimate.
+#[derive(Clone, Debug, Default)]
+pub struct Nature {
+    /// What memory there is, by kind, in bytes, for people.
+    pub memory: Vec<(String, u64)>,
+    /// Bytes of the state beside the memory.
+    pub state_bytes: u64,
+    /// The part of the downtime that is neither pages nor state on the wire.
+    pub stop: Duration,
+    /// How much longer that is if pages follow after the start.
+    pub arm: Duration,
+    /// From the last page until the source's copy is gone.
+    pub after: Duration,
+}
+
 /// The memory of a frozen workload, to be read while it already runs at the destination. Used by one thread, which need not be the one
 /// that froze it; what it reads never changes.
 pub trait PageStore: Send + 'static {
@@ -200,6 +216,11 @@ pub trait Workload {
 
     /// What the destination must check and prepare. Refuses what cannot move, before anything is touched.
     fn describe(&mut self) -> Result<Vec<u8>, Self::Error>;
+
+    /// What it is made of. Asked for at any time before the freeze; touches nothing.
+    fn nature(&mut self) -> Nature {
+        Nature::default()
+    }
 
     /// What must be undone if the controller dies now, for [`Recover`]. The engine asks after each call
     /// that may have changed it, and journals it; resources that outlive us are announced before they are made.

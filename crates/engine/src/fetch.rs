@@ -339,7 +339,12 @@ impl<P: Pager> Shared<P> {
             Bulk::Refused(run) => self.refused(page_run(run)),
             Bulk::Hurry => self.pager.pause().map_err(Error::workload),
             Bulk::Alive => Ok(()),
-            Bulk::Layout(_) | Bulk::State(_) | Bulk::Drop(_) | Bulk::Missing(_) => Err(Error::Unexpected {
+            Bulk::Layout(_)
+            | Bulk::State(_)
+            | Bulk::Drop(_)
+            | Bulk::Missing(_)
+            | Bulk::Padding(_)
+            | Bulk::Enough => Err(Error::Unexpected {
                 got: "a frame of the time before the switch-over",
                 expected: "pages",
             }),

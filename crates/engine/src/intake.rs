@@ -52,6 +52,9 @@ pub(crate) fn take_in<R: Replica>(
                     what: "a run of missing pages",
                 })
             })?,
+            Bulk::Padding(_) => {}
+            Bulk::Enough if !loaded => return Err(Error::OnlyAsked),
+            Bulk::Enough => return Err(out_of_place("the end of a question", "pages")),
             Bulk::Settled(_) | Bulk::Refused(_) | Bulk::Hurry | Bulk::Alive => {
                 return Err(out_of_place("an answer to a fault", "pages"))
             }

@@ -155,6 +155,25 @@ impl PageSender {
         Ok(sent)
     }
 
+    /// Bytes that mean nothing, and a barrier behind them.
+    pub fn padding(&mut self, bytes: usize, number: u64) -> Result<()> {
+        let padding = std::mem::take(&mut self.buffer);
+        let mut left = bytes;
+        let mut written = Ok(());
+        while left > 0 && written.is_ok() {
+            let some = left.min(padding.len());
+            written = self.write(|writer| writer.padding(&padding[..some]));
+            left -= some;
+        }
+        self.buffer = padding;
+        written.and_then(|()| self.barrier(number))
+    }
+
+    /// It was only a question.
+    pub fn enough(&mut self) -> Result<()> {
+        self.write(BulkWriter::enough)
+    }
+
     /// Pages that will come when the workload runs.
     pub fn missing(&mut self, runs: impl Iterator<Item = PageRun>) -> Result<()> {
         let runs: Vec<_> = runs.map(wire_run).collect();

@@ -18,13 +18,14 @@ use crate::error::{Error, Failure, Result, Whereabouts};
 use crate::inbox::Inbox;
 use crate::journal::{Journal, Journals, Record, Role, State};
 use crate::link::{dial, ControlLink, Cut, Event, LinkOptions};
+use crate::measure::{look, Measurement};
 use crate::observer::{micros, Observer, Phase, Timeline};
 use crate::residual::ResidualOptions;
 use crate::rounds::{Barriers, Rounds, Tally, LAST_BARRIER};
 use crate::send::PageSender;
 use crate::serve::{Noted, Route, Server, Session, Stores, Waited};
 use crate::source_switch::{Patience, SourceDriver, SourceHost, SourceLeft, SourceLine};
-use crate::summary::{ResidualSummary, Summary};
+use crate::summary::{Predicted, ResidualSummary, Summary};
 use crate::trace::{Trace, TracedMigration, TracedResidual};
 
 /// How long the controller itself asks a destination that it lost after the offer, before it leaves that to the guardian.
@@ -96,6 +97,23 @@ pub fn ask<W: Workload>(
     let asked = source.ask();
     source.timeline.end();
     asked.map_err(|error| source.line.inbox.explain(error))
+}
+
+/// Looks for `look_for` at what `workload` writes and what the way to the destination carries, for predictions. The destination prepares for the
+/// workload as for one that comes, and puts that away again; the workload runs on, tracked meanwhile.
+///
+/// # Errors
+/// Why it cannot move, or not to there, or that the user does not want to wait any longer. It runs on untouched.
+pub fn measure<W: Workload>(
+    workload: &mut W,
+    options: SourceOptions,
+    look_for: Duration,
+    observer: &mut dyn Observer,
+) -> Result<Measurement, Error> {
+    let mut source = Source::new(workload, options, observer);
+    let measured = source.measure(look_for);
+    source.timeline.end();
+    measured.map_err(|error| source.line.inbox.explain(error))
 }
 
 struct Source<'w, 'o, W> {
@@ -171,6 +189,55 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         self.control()?.say(&Message::OnlyAsked)
     }
 
+    fn measure(&mut self, look_for: Duration) -> Result<Measurement> {
+        self.begin(Phase::Check)?;
+        let spec = self.workload.describe().map_err(Error::workload)?;
+        self.begin(Phase::Connect)?;
+        self.connect()?;
+        // A guardian undoes the tracking if we are killed.
+        let mut journal = self.options.journals.create(self.record())?;
+        let measured = self.measure_tracked(spec, look_for, &mut journal);
+        self.workload.release(Outcome::Stays).map_err(Error::workload)?;
+        journal.remove()?;
+        measured
+    }
+
+    fn measure_tracked(
+        &mut self,
+        spec: Vec<u8>,
+        look_for: Duration,
+        journal: &mut Journal,
+    ) -> Result<Measurement> {
+        let bulk = self.prepare(spec)?;
+        self.begin(Phase::Track)?;
+        self.begin_tracking(Mode::Live, journal)?;
+        let before = self.timeline.elapsed();
+        let mut sender = PageSender::new(bulk, self.options.destination.clone());
+        let mut found = look(self.workload, &mut sender, &mut self.line.inbox, look_for)?;
+        found.measured.costs.before = before;
+        sender.enough()?;
+        Ok(found)
+    }
+
+    /// The destination has prepared for it, and has the bulk stream.
+    fn prepare(&mut self, spec: Vec<u8>) -> Result<TcpStream> {
+        self.begin(Phase::Prepare)?;
+        self.control()?.say(&Message::Spec(spec))?;
+        self.line.inbox.wait_for(&Message::SpecAccepted)?;
+        let bulk = self.dial(StreamKind::Bulk(0))?;
+        self.cut.add(&bulk).map_err(|cause| Error::Socket {
+            what: "share a connection".into(),
+            cause,
+        })?;
+        Ok(bulk)
+    }
+
+    fn begin_tracking(&mut self, mode: Mode, journal: &mut Journal) -> Result<()> {
+        journal.set_resources(self.workload.resources())?;
+        self.workload.begin(mode).map_err(Error::workload)?;
+        journal.set_resources(self.workload.resources())
+    }
+
     /// Begins a phase that can still be cancelled.
     fn begin(&mut self, phase: Phase) -> Result<()> {
         self.timeline.begin(phase);
@@ -230,27 +297,18 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         journal: &mut Journal,
         sender: &mut Option<PageSender>,
     ) -> Result<()> {
-        self.begin(Phase::Prepare)?;
-        self.control()?.say(&Message::Spec(spec))?;
-        self.line.inbox.wait_for(&Message::SpecAccepted)?;
-        let bulk = self.dial(StreamKind::Bulk(0))?;
-        self.cut.add(&bulk).map_err(|cause| Error::Socket {
-            what: "share a connection".into(),
-            cause,
-        })?;
+        let bulk = self.prepare(spec)?;
         if self.options.migration.may_leave_residue() {
             journal.set_residual(self.options.residual)?;
             self.session = Some(self.route().open()?);
         }
         self.begin(Phase::Track)?;
-        journal.set_resources(self.workload.resources())?;
         let mode = if self.options.migration.is_live() {
             Mode::Live
         } else {
             Mode::Stopped
         };
-        self.workload.begin(mode).map_err(Error::workload)?;
-        journal.set_resources(self.workload.resources())?;
+        self.begin_tracking(mode, journal)?;
         let mut pages = PageSender::new(bulk, self.options.destination.clone());
         if self.options.migration.is_paced() {
             pages = pages.paced();
@@ -392,6 +450,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             phases: self.timeline.times().to_vec(),
             preparation_us: micros(self.tally.preparation),
             residual: moved.residual,
+            predicted: Predicted::of(&self.options.migration),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use whimbrel_policy::Migration;
 use whimbrel_wire::{DestinationTimes, FaultTimes, MigrationId};
 
 use crate::observer::{micros, Observer, Phase, PhaseTime, Progress, Round};
@@ -44,6 +45,52 @@ pub struct Summary {
     pub preparation_us: u64,
     /// What followed after the switch-over, with a strategy that leaves pages for then.
     pub residual: Option<ResidualSummary>,
+    /// What was expected, if the strategy chose by that.
+    #[serde(default)]
+    pub predicted: Option<Predicted>,
+}
+
+/// What a strategy that chooses by predictions expected of what it chose.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// What it chose, and why.
+    pub choice: String,
+    /// The way of moving.
+    pub course: String,
+    /// As [`Summary::total_us`].
+    pub total_us: u64,
+    /// As [`Summary::downtime_us`].
+    pub downtime_us: u64,
+    /// As [`Summary::wire_bytes`].
+    pub bytes: u64,
+    /// As [`ResidualSummary::network_faults`].
+    pub network_faults: u64,
+}
+
+impl Predicted {
+    /// What a migration's strategy expected.
+    pub(crate) fn of(migration: &Migration) -> Option<Self> {
+        let (choice, prediction) = (migration.choice()?, migration.prediction()?);
+        let micros = |seconds: f64| (seconds * 1e6) as u64;
+        Some(Self {
+            choice: choice.to_string(),
+            course: prediction.course.to_string(),
+            total_us: micros(prediction.total_s.likely),
+            downtime_us: micros(prediction.downtime_s.likely),
+            bytes: prediction.bytes.likely as u64,
+            network_faults: prediction.network_faults.likely as u64,
+        })
+    }
+}
+
+impl Summary {
+    /// Bytes on the wire in all: the bulk stream, and what followed.
+    pub fn wire_bytes(&self) -> u64 {
+        let followed =
+            |residual: &ResidualSummary| residual.bytes_pushed.saturating_add(residual.bytes_replied);
+        self.bulk_bytes
+            .saturating_add(self.residual.as_ref().map_or(0, followed))
+    }
 }
 
 /// The pages that followed after the switch-over (the measures of the post-copy paper; see [`whimbrel_policy::postcopy::Metrics`]).
@@ -347,6 +394,7 @@ mod tests {
             }],
             preparation_us: 2_900_000,
             residual: None,
+            predicted: None,
         }
     }
 

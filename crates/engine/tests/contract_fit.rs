@@ -258,8 +258,8 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
                 runs.iter().for_each(|run| replica.forget(*run).unwrap());
                 continue;
             }
-            Order::Sample => Event::Sampled { written_pages: 0 },
             Order::Wait { .. } => continue,
+            Order::Sample => unreachable!("no strategy here looks in the middle of a round"),
             Order::HandOver => return,
         };
         migration.handle(now, event).unwrap();

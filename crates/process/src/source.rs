@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::contract::{Captured as CapturedState, Scanned};
-use whimbrel_engine::{Mode, Outcome, Workload};
+use whimbrel_engine::{Mode, Nature, Outcome, Workload};
 use whimbrel_kernel::freezer::Group;
 use whimbrel_kernel::maps::{self, Vma};
 use whimbrel_kernel::ptrace::{self, Stopped};
@@ -24,6 +24,7 @@ use crate::check::{self, CheckOptions};
 use crate::container::{self, log, ContainerSpec, Entry, Frames, Identity};
 use crate::cpu::CpuFeatures;
 use crate::layout::{Advice, Backing, Layout, Mapping, ObjectKind, ProcessLayout};
+use crate::nature;
 use crate::objects::{ObjectError, Objects};
 use crate::recover;
 use crate::refusal::{Refusal, Subject};
@@ -546,6 +547,10 @@ impl Workload for ProcessWorkload {
             clocks: container::Clocks::of(self.pid)?,
         };
         Ok(spec.encode()?)
+    }
+
+    fn nature(&mut self) -> Nature {
+        nature::of(self.pid)
     }
 
     fn resources(&self) -> Vec<u8> {

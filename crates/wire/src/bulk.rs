@@ -2,7 +2,7 @@
 //!
 //! Payloads: `Layout` and `State` opaque bytes; `Pages` a run (24 bytes) and its content; `Zero` and `Drop` a run; `Barrier` its number, u64.
 //! `Packed`: the number of runs, u32, the runs, and the contents of all of them as one frame of zstd (RFC 8878).
-//! `Missing`, `Settled`, `Refused` a run; `Hurry` and `Alive` nothing.
+//! `Missing`, `Settled`, `Refused` a run; `Hurry`, `Alive` and `Enough` nothing; `Padding` bytes that mean nothing.
 //! A run is: space u32, 0 u32, first page u64, number of pages u64.
 
 use std::io::{self, IoSlice, Read, Write};
@@ -171,6 +171,16 @@ impl<W: Write> BulkWriter<W> {
         self.opaque(Kind::Hurry, &[])
     }
 
+    /// Writes bytes that mean nothing: at most [`crate::PART_BYTES_MAX`].
+    pub fn padding(&mut self, bytes: &[u8]) -> Result<()> {
+        self.opaque(Kind::Padding, bytes)
+    }
+
+    /// Writes that nothing will come: it was only a question.
+    pub fn enough(&mut self) -> Result<()> {
+        self.opaque(Kind::Enough, &[])
+    }
+
     /// Writes a sign of life.
     pub fn alive(&mut self) -> Result<()> {
         self.opaque(Kind::Alive, &[])
@@ -250,6 +260,10 @@ pub enum Bulk<'a> {
     Hurry,
     /// Nothing, but the source lives.
     Alive,
+    /// So many bytes that mean nothing.
+    Padding(usize),
+    /// Nothing will come: it was only a question.
+    Enough,
 }
 
 /// Reads a bulk stream through one buffer that is used again and again; content is not copied inside it, apart from
@@ -336,6 +350,11 @@ impl<R: Read> BulkReader<R> {
             Kind::Refused => Ok(Some(Bulk::Refused(self.run(header, false)?))),
             Kind::Hurry => Ok(Some(Bulk::Hurry)),
             Kind::Alive => Ok(Some(Bulk::Alive)),
+            Kind::Padding => {
+                self.read_opaque(header.length as usize)?;
+                Ok(Some(Bulk::Padding(self.opaque.len())))
+            }
+            Kind::Enough => Ok(Some(Bulk::Enough)),
             other => Err(Error::Unknown {
                 what: "bulk frame",
                 value: other as u64,
@@ -607,6 +626,8 @@ mod tests {
                 Bulk::Refused(run) => told.push(Told::Word("refused", Some(run))),
                 Bulk::Hurry => told.push(Told::Word("hurry", None)),
                 Bulk::Alive => told.push(Told::Word("alive", None)),
+                Bulk::Padding(_) => told.push(Told::Word("padding", None)),
+                Bulk::Enough => told.push(Told::Word("enough", None)),
             }
         }
         assert_eq!(reader.bytes(), bytes.len() as u64);

@@ -53,6 +53,10 @@ pub enum Kind {
     State = 21,
     /// Bulk: runs of pages and their contents, packed together.
     Packed = 23,
+    /// Bulk: bytes that mean nothing, to see how fast they travel.
+    Padding = 24,
+    /// Bulk: nothing will come; it was only a question.
+    Enough = 25,
     /// Bulk, and faults to the source: a run of pages that the destination lacks.
     Missing = 22,
     /// Faults, to the destination: a run of pages that the source takes for settled; look again and wake.
@@ -90,6 +94,8 @@ impl Kind {
             21 => Kind::State,
             22 => Kind::Missing,
             23 => Kind::Packed,
+            24 => Kind::Padding,
+            25 => Kind::Enough,
             32 => Kind::Settled,
             33 => Kind::Refused,
             34 => Kind::Hurry,
@@ -118,6 +124,8 @@ impl Kind {
             Kind::Layout => "a layout",
             Kind::Pages => "a run of pages",
             Kind::Packed => "packed pages",
+            Kind::Padding => "padding",
+            Kind::Enough => "the end of a question",
             Kind::Zero => "a run of zero pages",
             Kind::Drop => "a run of dropped pages",
             Kind::Barrier => "a barrier",
@@ -139,7 +147,7 @@ impl Kind {
     pub fn length_max(self) -> u32 {
         match self {
             Kind::Message => MESSAGE_BYTES_MAX,
-            Kind::Spec => PART_BYTES_MAX,
+            Kind::Spec | Kind::Padding => PART_BYTES_MAX,
             Kind::State => STATE_BYTES_MAX,
             Kind::Layout => LAYOUT_BYTES_MAX,
             Kind::Pages => RUN_BYTES as u32 + FRAME_PAGES_MAX * PAGE_BYTES as u32,
@@ -150,7 +158,7 @@ impl Kind {
             }
             Kind::Barrier | Kind::Acked => 8,
             Kind::Fault => FAULT_BYTES as u32,
-            Kind::Hurry | Kind::Alive | Kind::Listed | Kind::Ended => 0,
+            Kind::Hurry | Kind::Alive | Kind::Listed | Kind::Ended | Kind::Enough => 0,
             Kind::Times => MESSAGE_BYTES_MAX,
         }
     }

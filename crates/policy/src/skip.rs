@@ -1,1 +1,0 @@
-//! Skip areas and the transfer bitmap (JAVMM).
