@@ -46,6 +46,7 @@ impl Task for Move<'_> {
     fn carry_out<W: Workload>(self, workload: &mut W, name: String) -> anyhow::Result<()> {
         let args = self.args;
         let mut watch = Watch::new(args.json.as_deref())?;
+        let trace = args.trace.as_deref().map(trace).transpose()?;
         let id = MigrationId::random()?;
         let guardian = Guardian::start(id, End::Source, args.link_timeout, None)?;
         let options = SourceOptions {
@@ -55,7 +56,7 @@ impl Task for Move<'_> {
             workload_name: name,
             migration: decisions(args, &workload.nature()),
             residual: residual(args),
-            trace: args.trace.as_deref().map(trace).transpose()?,
+            trace,
             link_timeout: args.link_timeout,
             followed: true,
             ask_for: ASK_FOR,
@@ -99,18 +100,20 @@ fn decisions(args: &MigrateArgs, nature: &Nature) -> Migration {
 }
 
 fn auto(args: &MigrateArgs, nature: &Nature) -> Named {
+    let goals = Goals {
+        downtime_max: args.max_downtime,
+        min: args.min.map(Into::into),
+    };
+    let costs = Costs {
+        before: Duration::ZERO,
+        scan: SCAN,
+        stop: nature.stop,
+        arm: nature.arm,
+        after: nature.after,
+    };
     Named::Auto {
-        goals: Goals {
-            downtime_max: args.max_downtime,
-            min: args.min.map(Into::into),
-        },
-        costs: Costs {
-            before: Duration::ZERO,
-            scan: SCAN,
-            stop: nature.stop,
-            arm: nature.arm,
-            after: nature.after,
-        },
+        goals,
+        costs,
         round_trip: ROUND_TRIP,
     }
 }

@@ -258,7 +258,6 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
                 runs.iter().for_each(|run| replica.forget(*run).unwrap());
                 continue;
             }
-            Order::Sample => Event::Sampled { written_pages: 0 },
             Order::Wait { .. } => continue,
             Order::HandOver => return,
         };

@@ -77,28 +77,3 @@ impl<'de> Visitor<'de> for Runs {
         Ok(pages)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pages::RUN_PAGES_MAX;
-    use std::format;
-
-    #[test]
-    fn a_set_is_a_list_of_short_lists() {
-        let pages: Pages = serde_json::from_str("[[1,600,3],[0,5,2],[1,602,9]]").unwrap();
-        assert_eq!(serde_json::to_string(&pages).unwrap(), "[[0,5,2],[1,600,11]]");
-    }
-
-    #[test]
-    fn what_no_set_holds_is_refused() {
-        let read = |text: &str| serde_json::from_str::<Pages>(text).map_err(|error| format!("{error}"));
-        let too_long = format!("[[0,0,{}]]", RUN_PAGES_MAX + 1);
-        assert!(read(&too_long).unwrap_err().contains("longer than"));
-        assert!(read("[[0,18446744073709551615,1]]").is_err());
-        assert!(read(&format!("[[0,0,1],[1,0,{}]]", READ_PAGES_MAX))
-            .unwrap_err()
-            .contains("any host"));
-        assert!(read("[[0,-1,1]]").is_err() && read("[[0,1]]").is_err() && read("7").is_err());
-    }
-}

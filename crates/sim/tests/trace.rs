@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use whimbrel_policy::fact::{Expiry, Fact, Knowledge};
+use whimbrel_policy::pages::RUN_PAGES_MAX;
 use whimbrel_policy::postcopy::{Answer, Fault, Path, PieceId, ThreadId};
 use whimbrel_policy::predict::{Costs, Goals};
 use whimbrel_policy::trace::{Head, Line, Step, FORMAT};
@@ -284,4 +285,22 @@ fn the_form_is_this() {
         serde_json::to_string(&line).unwrap(),
         r#"{"at_ns":1500,"step":{"order":{"send":{"runs":[[3,16,2]],"skip_rewritten":true}}}}"#
     );
+}
+
+#[test]
+fn a_set_is_a_list_of_short_lists() {
+    let pages: Pages = serde_json::from_str("[[1,600,3],[0,5,2],[1,602,9]]").unwrap();
+    assert_eq!(serde_json::to_string(&pages).unwrap(), "[[0,5,2],[1,600,11]]");
+}
+
+#[test]
+fn what_no_set_holds_is_refused() {
+    let read = |text: &str| serde_json::from_str::<Pages>(text).map_err(|error| error.to_string());
+    let too_long = format!("[[0,0,{}]]", RUN_PAGES_MAX + 1);
+    assert!(read(&too_long).unwrap_err().contains("longer than"));
+    assert!(read("[[0,18446744073709551615,1]]").is_err());
+    // 16 TiB and a page.
+    let too_many = format!("[[0,0,1],[1,0,{}]]", 1u64 << 32);
+    assert!(read(&too_many).unwrap_err().contains("any host"));
+    assert!(read("[[0,-1,1]]").is_err() && read("[[0,1]]").is_err() && read("7").is_err());
 }
