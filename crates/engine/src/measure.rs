@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use whimbrel_policy::dirty::DirtyCurve;
 use whimbrel_policy::estimate::Bandwidth;
 use whimbrel_policy::predict::{Costs, Measured};
-use whimbrel_policy::{PageRun, PAGE_SIZE};
+use whimbrel_policy::{PageRun, Pages, RunTooLong, PAGE_SIZE};
 use whimbrel_wire::Packer;
 
 use crate::contract::{Nature, Scanned, Workload};
@@ -101,7 +101,7 @@ pub(crate) fn look<W: Workload>(
     let scanned = workload.scan().map_err(Error::workload)?;
     let scan = scan_begun.elapsed();
     let memory_pages = scanned.scan.written.iter().map(|run| run.count).sum();
-    let urgent_pages = scanned.scan.urgent.iter().map(|run| run.count).sum::<u64>();
+    let urgent_pages = urgent_pages(&scanned).map_err(|run| Error::Internal(run.to_string()))?;
     let mut look = Look::begin(scanned);
     let mut probe = Probe::new();
     probe.ping(sender, inbox)?;
@@ -129,7 +129,7 @@ pub(crate) fn look<W: Workload>(
         measured: Measured {
             memory_pages,
             zero_share: content.zero_share(),
-            urgent_pages: urgent_pages.min(memory_pages),
+            urgent_pages,
             dirty: look.dirty,
             wire_share: pace.wire_share,
             link_bandwidth,
@@ -146,6 +146,13 @@ pub(crate) fn look<W: Workload>(
         },
         nature,
     })
+}
+
+/// Those of the found pages that cannot follow after the switch-over: what is urgent is told as ranges, which have holes.
+fn urgent_pages(scanned: &Scanned) -> std::result::Result<u64, RunTooLong> {
+    let mut urgent = Pages::from_runs(&scanned.scan.urgent)?;
+    urgent.intersect_with(&Pages::from_runs(&scanned.scan.written)?);
+    Ok(urgent.len())
 }
 
 /// What the link carries.

@@ -259,6 +259,7 @@ fn drive(workload: &mut impl Workload, replica: &mut impl Replica, strategy: Box
                 continue;
             }
             Order::Wait { .. } => continue,
+            Order::Sample => Event::Sampled { written_pages: 0 },
             Order::HandOver => return,
         };
         migration.handle(now, event).unwrap();

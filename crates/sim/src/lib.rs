@@ -7,6 +7,7 @@
 pub mod chart;
 pub mod manager;
 mod outcome;
+pub mod papers;
 pub mod replay;
 pub mod report;
 #[allow(dead_code)]

@@ -82,7 +82,7 @@ pub struct Measured {
     pub memory_pages: u64,
     /// Share of them that is full of zeros, 0 to 1.
     pub zero_share: f64,
-    /// Pages that cannot follow after the start.
+    /// Pages that cannot follow after the start. In the middle of a migration those of them that are owed.
     pub urgent_pages: u64,
     /// How many pages are written in how long a time.
     pub dirty: DirtyCurve,

@@ -128,6 +128,15 @@ fn estimates_are_in_order_and_urgent_pages_are_downtime() {
         ..measured(0.0, 0.0)
     };
     let postcopy = predicted(&urgent, Course::PostCopy);
+    assert!(
+        postcopy.downtime_s.likely < 0.012,
+        "they travel before the freeze"
+    );
+    let begun = Position {
+        sent_pages: 1,
+        ..Position::start(&urgent)
+    };
+    let postcopy = predict(&urgent, &Limits::default(), &begun, Course::PostCopy);
     assert_near(
         postcopy.downtime_s.likely,
         0.011 + 10_000.0 * 4096.0 / (100.0 * MB),

@@ -66,10 +66,10 @@ pub(super) fn walk(
     let left = position.left_pages as f64;
     match course {
         Course::StopCopy => walk.stop_with(left),
-        Course::PostCopy => walk.switch_with(left),
+        Course::PostCopy => walk.switch(position),
         Course::Hybrid { passes } => {
             walk.passes(position, passes.max(1));
-            walk.switch_with(0.0);
+            walk.switch_with(0.0, walk.urgent_again());
         }
         Course::PreCopy => {
             walk.rounds(position);
@@ -235,10 +235,28 @@ impl<'a> Walk<'a> {
         self.stop(last);
     }
 
-    /// Freezes, and leaves the rest for the time after the start.
-    fn switch_with(&mut self, left: f64) {
+    /// Of the urgent pages those that were written since they were sent, as many as of all others.
+    fn urgent_again(&self) -> f64 {
+        let share = self.measured.urgent_pages as f64 / self.measured.memory_pages.max(1) as f64;
+        self.dirtied() * share.min(1.0)
+    }
+
+    /// Switches over now. What is urgent travels before the freeze if nothing was sent yet, else while it is frozen.
+    fn switch(&mut self, position: &Position) {
+        let (left, urgent) = (position.left_pages as f64, self.measured.urgent_pages as f64);
+        if position.sent_pages > 0 {
+            return self.switch_with(left, urgent);
+        }
+        let seconds = self.send(urgent.min(left) * self.content_share);
+        self.since_scan += seconds;
+        self.walked.total_s += seconds + self.measured.costs.scan.as_secs_f64() * self.cost;
+        self.switch_with((left - urgent).max(0.0), self.urgent_again());
+    }
+
+    /// Freezes, sends so many urgent pages, and leaves the rest for the time after the start.
+    fn switch_with(&mut self, left: f64, urgent: f64) {
         let owed = self.owed(left);
-        let urgent = (self.measured.urgent_pages as f64).min(owed);
+        let urgent = urgent.min(owed);
         self.stop(urgent);
         let arm = self.measured.costs.arm.as_secs_f64() * self.cost;
         self.walked.downtime_s += arm;
