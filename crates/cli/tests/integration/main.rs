@@ -14,6 +14,7 @@ mod machine_checks;
 mod machine_failures;
 mod machines;
 mod moves;
+mod plan;
 mod postcopy;
 mod replay;
 mod rig;
