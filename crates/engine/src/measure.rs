@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_policy::dirty::DirtyCurve;
 use whimbrel_policy::estimate::Bandwidth;
+use whimbrel_policy::packing::trial_bytes;
 use whimbrel_policy::predict::{Costs, Measured};
 use whimbrel_policy::{PageRun, Pages, RunTooLong, PAGE_SIZE};
 use whimbrel_wire::Packer;
@@ -134,6 +135,7 @@ pub(crate) fn look<W: Workload>(
             wire_share: pace.wire_share,
             link_bandwidth,
             page_rate_max: pace.page_rate_max,
+            plain_bytes: pace.plain_bytes(memory_pages * PAGE_SIZE),
             round_trip,
             state_bytes: nature.state_bytes,
             costs: Costs {
@@ -232,6 +234,17 @@ struct Content {
 struct Pace {
     wire_share: f64,
     page_rate_max: Option<u64>,
+    /// The packer makes less than the link carries, and yet wins.
+    packer_limits: bool,
+}
+
+impl Pace {
+    fn plain_bytes(&self, bytes: u64) -> u64 {
+        match self.packer_limits {
+            true => trial_bytes(bytes),
+            false => 0,
+        }
+    }
 }
 
 impl Content {
@@ -295,6 +308,7 @@ impl Content {
         Pace {
             wire_share: wire_share + FRAME_SHARE,
             page_rate_max: (bytes > 0).then_some(rate as u64),
+            packer_limits: !plain_wins && packed * share < link as f64,
         }
     }
 }

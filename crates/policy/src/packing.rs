@@ -18,6 +18,11 @@ const ADVANTAGE_PERCENT: u32 = 120;
 /// What was found is believed for so many bytes.
 const BELIEVED_BYTES: u64 = 1 << 30;
 
+/// Bytes that travel plain in a trial although packed ones would have brought more, if the packer is what limits `bytes` of pages.
+pub fn trial_bytes(bytes: u64) -> u64 {
+    bytes.saturating_sub(WINDOW_BYTES).div_ceil(BELIEVED_BYTES) * TRIAL_BYTES_MIN
+}
+
 /// Bytes and the time they took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {

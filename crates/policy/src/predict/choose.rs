@@ -61,6 +61,8 @@ pub enum Why {
     OnlyOneWithinDowntime,
     /// It is the best for the aim.
     Best(Aim),
+    /// Rounds have come to their end, and it is what remains.
+    EndOfRounds,
     /// It is safer than the best for the aim, and hardly worse.
     Safer {
         /// What was to be saved.
@@ -87,6 +89,7 @@ impl fmt::Display for Choice {
                 write!(f, "{course}: nothing keeps the downtime below the limit, and it comes closest")
             }
             Why::OnlyOneWithinDowntime => write!(f, "{course}: nothing else keeps the downtime below the limit"),
+            Why::EndOfRounds => write!(f, "{course}: rounds had come to their end"),
             Why::Best(Aim::Time) => write!(f, "{course}: the shortest total time of those below the limit on the downtime"),
             Why::Best(Aim::Bytes) => write!(f, "{course}: the fewest bytes of those below the limit on the downtime"),
             Why::Best(Aim::Downtime) => write!(f, "{course}: the shortest downtime"),

@@ -92,6 +92,8 @@ pub struct Measured {
     pub link_bandwidth: u64,
     /// Bytes of pages per second that the source reads and packs, if that is known.
     pub page_rate_max: Option<u64>,
+    /// Bytes of pages that travel unpacked although packing pays: to see that it does ([`crate::packing`]).
+    pub plain_bytes: u64,
     /// Of the link.
     pub round_trip: Duration,
     /// The state beside the memory.

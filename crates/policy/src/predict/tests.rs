@@ -23,6 +23,7 @@ fn measured(set: f64, rate: f64) -> Measured {
         wire_share: 1.0,
         link_bandwidth: 100_000_000,
         page_rate_max: None,
+        plain_bytes: 0,
         round_trip: Duration::from_micros(200),
         state_bytes: 100_000,
         costs: Costs {

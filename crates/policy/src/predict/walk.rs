@@ -64,6 +64,7 @@ pub(super) fn walk(
 ) -> Walked {
     let mut walk = Walk::new(measured, limits, position, belief, speed, cost);
     let left = position.left_pages as f64;
+    walk.try_plain_pages();
     match course {
         Course::StopCopy => walk.stop_with(left),
         Course::PostCopy => walk.switch(position),
@@ -120,6 +121,13 @@ impl<'a> Walk<'a> {
                 ..Walked::default()
             },
         }
+    }
+
+    /// Pages that are not packed, to see what that brings, take longer by what packing would have saved.
+    fn try_plain_pages(&mut self) {
+        let more = self.measured.plain_bytes as f64 * (1.0 - self.measured.wire_share).max(0.0);
+        self.walked.bytes += more;
+        self.walked.total_s += more / self.wire_rate;
     }
 
     /// Distinct pages written since the last scan.

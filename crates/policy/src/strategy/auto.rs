@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Decision, Named, PreCopy, RoundFacts, StopReason, Strategy};
-use crate::predict::{choose, predict, Choice, Costs, Course, Goals, Measured, Position, Prediction};
+use crate::predict::{choose, predict, Choice, Costs, Course, Goals, Measured, Position, Prediction, Why};
 
 /// Counts of the written pages since the first scan, as long as the first pass takes: the first after this time, each of the next
 /// after twice the time.
@@ -58,6 +58,7 @@ impl Auto {
             wire_share,
             link_bandwidth: (bandwidth as f64 * wire_share) as u64,
             page_rate_max: None,
+            plain_bytes: 0,
             round_trip: self.round_trip,
             state_bytes: facts.hints.state_bytes,
             costs: self.costs,
@@ -97,12 +98,17 @@ impl Auto {
         let bearable = facts
             .predicted_downtime
             .is_some_and(|downtime| downtime <= self.goals.downtime_max);
-        let course = if within || bearable {
-            Course::PreCopy
-        } else {
-            Course::PostCopy
+        let course = match within || bearable {
+            true => Course::PreCopy,
+            false => Course::PostCopy,
         };
-        self.weigh(facts, &[course]);
+        if self.choice.map(|choice| choice.course) != Some(course) {
+            self.weigh(facts, &[course]);
+            self.choice = Some(Choice {
+                course,
+                why: Why::EndOfRounds,
+            });
+        }
         self.leaves_residue = course == Course::PostCopy;
         Decision::Freeze(reason)
     }
