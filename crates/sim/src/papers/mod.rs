@@ -9,6 +9,7 @@ mod alma;
 mod javmm;
 mod lazycopy;
 mod postcopy;
+mod run;
 mod teleport;
 
 /// One paper.
@@ -122,3 +123,6 @@ pub fn simulate(wanted: &[String]) -> Option<Vec<Paper>> {
             .collect(),
     )
 }
+
+#[cfg(test)]
+mod tests;

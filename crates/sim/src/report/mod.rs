@@ -3,7 +3,7 @@
 mod compare;
 mod csv;
 mod page;
-mod plots;
+pub(crate) mod plots;
 mod table;
 mod units;
 
