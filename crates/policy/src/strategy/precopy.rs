@@ -60,7 +60,7 @@ impl Strategy for PreCopy {
     }
 
     fn named(&self) -> Option<Named> {
-        Some(Named::PreCopy)
+        (!self.is_to_the_limits).then_some(Named::PreCopy)
     }
 
     fn is_live(&self) -> bool {

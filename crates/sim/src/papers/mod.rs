@@ -10,7 +10,10 @@ mod javmm;
 mod lazycopy;
 mod postcopy;
 mod run;
+mod show;
 mod teleport;
+
+pub use show::{json, markdown, page, text};
 
 /// One paper.
 #[derive(Debug, Default)]

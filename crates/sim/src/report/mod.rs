@@ -2,7 +2,7 @@
 
 mod compare;
 mod csv;
-mod page;
+pub(crate) mod page;
 pub(crate) mod plots;
 mod table;
 mod units;

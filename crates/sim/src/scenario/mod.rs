@@ -327,6 +327,10 @@ pub(crate) struct Migration {
     /// Heaps are collected where it pays before each snapshot (ALMA).
     pub collect: bool,
     pub snapshots: u32,
+    /// How long the application's own collection is waited for before each snapshot.
+    pub ride: Option<Time>,
+    /// Pages that are written again before they leave are sent all the same, as from a snapshot that was copied at once.
+    pub sends_rewritten: bool,
     #[serde(deserialize_with = "teleport")]
     pub teleport: Teleport,
     /// The workload is slowed down while rounds make no progress.
@@ -351,6 +355,8 @@ impl Default for Migration {
             answer_within: Time(Duration::from_secs(1)),
             collect: false,
             snapshots: 2,
+            ride: None,
+            sends_rewritten: false,
             teleport: Teleport::Off,
             converge: false,
             packing: false,
