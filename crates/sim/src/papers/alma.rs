@@ -21,7 +21,7 @@ const NFS_MB_PER_S: f64 = 1.0 / (1.0 / 125.0 + 1.0 / 100.0);
 /// Throughput is sampled so often.
 const SAMPLE_S: f64 = 5.0;
 
-const ASSUMPTIONS: [&str; 12] = [
+const ASSUMPTIONS: [&str; 13] = [
     "The heap is as large as table 1 says it is used before a collection, and a tenth more (G1's reserve); 64 MB of the process lie outside of it, where 1 MB/s are written.",
     "What lives stays as large as it is (section 5.1), so the live part is written at AR - GR, all over it. Garbage is allocated at GR, in the part of the heap that a collection frees: the dead bytes, or the young ones if those are more.",
     "Of that part, young - dead bytes live through a collection if more are young than dead; at least 1 %.",
@@ -34,6 +34,7 @@ const ASSUMPTIONS: [&str; 12] = [
     "To look through the pages of a process takes 1 us for each that it has, used or not; freezing, saving what is not memory, and building it anew take 160 ms.",
     "Averages are those of the 15 programs (3 for JAVMM, against ALMA's of the same 3), divided by each other.",
     "Throughput is that of the samples of 5 s in which the migration falls: of its total time and, on average, 5 s more.",
+    "Figure 9: the downtime that is simulated is the time for the pages of the last snapshot, without the rest of it, which stays the same; the snapshots wait for no collection by the application.",
 ];
 
 /// A program moved in the three ways that move a process.
