@@ -314,7 +314,11 @@ pub struct ResumeArgs {
 
 /// `sim`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SimArgs {
+    /// Something else than scenarios.
+    #[command(subcommand)]
+    pub command: Option<SimCommand>,
     /// Scenarios, as TOML
     #[arg(required_unless_present = "manager", value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -334,6 +338,30 @@ pub struct SimArgs {
     /// Instead of the scenario's own
     #[arg(long, value_name = "N")]
     pub seed: Option<u32>,
+}
+
+/// What `sim` can do without a scenario.
+#[derive(Debug, Subcommand)]
+pub enum SimCommand {
+    /// Simulate the experiments of the papers that whimbrel goes back to, and show what they print beside what comes out
+    Papers(PapersArgs),
+}
+
+/// `sim papers`
+#[derive(Debug, Args)]
+pub struct PapersArgs {
+    /// Which ones [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Write papers.json and papers.html, a page with plots, into this directory
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Markdown instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
 }
 
 /// `init`

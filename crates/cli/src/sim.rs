@@ -8,10 +8,11 @@ use std::thread;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use whimbrel_sim::papers;
 use whimbrel_sim::report::{self, Case};
 use whimbrel_sim::sweep::{self, Plan};
 
-use crate::args::SimArgs;
+use crate::args::{PapersArgs, SimArgs, SimCommand};
 use crate::exit::misused;
 use crate::manager;
 
@@ -20,6 +21,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Runs the command.
 pub fn run(args: &SimArgs) -> anyhow::Result<()> {
+    if let Some(SimCommand::Papers(args)) = &args.command {
+        return simulate_papers(args);
+    }
     if let Some(script) = &args.manager {
         return manager::run(script.as_deref());
     }
@@ -34,6 +38,35 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
         Some(directory) => write(directory, &title(args), &cases),
         None => Ok(()),
     }
+}
+
+/// `whimbrel sim papers`
+fn simulate_papers(args: &PapersArgs) -> anyhow::Result<()> {
+    let papers = papers::simulate(&args.names).ok_or_else(|| {
+        let known: Vec<&str> = papers::names().collect();
+        let unknown = args.names.iter().find(|name| !known.contains(&name.as_str()));
+        let unknown = unknown.map_or("", String::as_str);
+        misused(format!(
+            "no paper is called \"{unknown}\"; there are {}",
+            known.join(", ")
+        ))
+    })?;
+    let shown = match (args.json, args.markdown) {
+        (true, _) => papers::json(&papers),
+        (_, true) => papers::markdown(&papers),
+        _ => papers::text(&papers),
+    };
+    print(|out| out.write_all(shown.as_bytes()))?;
+    let Some(directory) = &args.out else {
+        return Ok(());
+    };
+    let files = [
+        ("papers.json", papers::json(&papers)),
+        ("papers.html", papers::page(&papers)),
+    ];
+    write_files(directory, &files)?;
+    eprintln!("report: {}", directory.join("papers.html").display());
+    Ok(())
 }
 
 fn plan(path: &Path, args: &SimArgs) -> anyhow::Result<Plan> {
@@ -71,12 +104,15 @@ fn simulated(plans: &[Plan]) -> anyhow::Result<Vec<Case>> {
 }
 
 fn show(cases: &[Case], as_json: bool) -> anyhow::Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    let shown = match as_json {
-        true => report::json(cases, &mut out),
+    print(|out| match as_json {
+        true => report::json(cases, out),
         false => out.write_all(report::table(cases).as_bytes()),
-    };
-    match shown.and_then(|()| out.flush()) {
+    })
+}
+
+fn print(show: impl FnOnce(&mut BufWriter<io::StdoutLock<'_>>) -> io::Result<()>) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match show(&mut out).and_then(|()| out.flush()) {
         // Whoever reads had enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to the standard output"),
@@ -104,21 +140,30 @@ fn title(args: &SimArgs) -> String {
 const TITLE_FILES_MAX: usize = 5;
 
 fn write(directory: &Path, title: &str, cases: &[Case]) -> anyhow::Result<()> {
-    let cannot = |path: &Path| format!("cannot write {}", path.display());
-    fs::create_dir_all(directory).with_context(|| cannot(directory))?;
+    let files = [
+        ("outcomes.csv", report::csv(cases)),
+        ("report.html", report::page(title, cases)),
+    ];
+    write_files(directory, &files)?;
     let json = directory.join("outcomes.json");
     let lines = File::create(&json).map(BufWriter::new);
     let written = lines.and_then(|mut lines| report::json(cases, &mut lines).and_then(|()| lines.flush()));
-    written.with_context(|| cannot(&json))?;
-    for (name, text) in [
-        ("outcomes.csv", report::csv(cases)),
-        ("report.html", report::page(title, cases)),
-    ] {
-        let path = directory.join(name);
-        fs::write(&path, text).with_context(|| cannot(&path))?;
-    }
+    written.with_context(|| cannot_write(&json))?;
     eprintln!("report: {}", directory.join("report.html").display());
     Ok(())
+}
+
+fn write_files(directory: &Path, files: &[(&str, String)]) -> anyhow::Result<()> {
+    fs::create_dir_all(directory).with_context(|| cannot_write(directory))?;
+    for (name, text) in files {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| cannot_write(&path))?;
+    }
+    Ok(())
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 #[cfg(test)]
@@ -128,6 +173,7 @@ mod tests {
 
     fn args(file: &Path, sweep: &str) -> SimArgs {
         SimArgs {
+            command: None,
             files: vec![file.to_path_buf()],
             manager: None,
             sweep: vec![sweep.parse().unwrap()],
@@ -135,6 +181,22 @@ mod tests {
             json: false,
             seed: None,
         }
+    }
+
+    #[test]
+    fn a_paper_that_is_not_there_is_a_wrong_command_line() {
+        let args = PapersArgs {
+            names: vec!["javmm".into(), "jaws".into()],
+            out: None,
+            json: false,
+            markdown: false,
+        };
+        let error = simulate_papers(&args).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no paper is called \"jaws\"; there are javmm, teleport, postcopy, lazycopy, alma"
+        );
+        assert_eq!(error.downcast_ref::<Coded>().unwrap().code, Code::Usage);
     }
 
     #[test]

@@ -9,7 +9,11 @@ mod alma;
 mod javmm;
 mod lazycopy;
 mod postcopy;
+mod run;
+mod show;
 mod teleport;
+
+pub use show::{json, markdown, page, text};
 
 /// One paper.
 #[derive(Debug, Default)]
@@ -122,3 +126,6 @@ pub fn simulate(wanted: &[String]) -> Option<Vec<Paper>> {
             .collect(),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 
 mod compare;
 mod csv;
-mod page;
-mod plots;
+pub(crate) mod page;
+pub(crate) mod plots;
 mod table;
 mod units;
 

@@ -38,7 +38,6 @@ th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #88888855; text-align:
 
 /// The page. Of many outcomes not all are drawn, and it says so.
 pub fn page(title: &str, cases: &[Case]) -> String {
-    let title = escaped(title);
     let parts = [
         summary(cases),
         comparison(cases),
@@ -46,9 +45,14 @@ pub fn page(title: &str, cases: &[Case]) -> String {
         details(cases),
         table(cases),
     ];
+    document(title, &parts.concat())
+}
+
+/// A page with this title, which may be any text, and this body, which is HTML.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    let title = escaped(title);
     format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<title>{title}</title>\n{HEAD}</head>\n<body>\n<h1>{title}</h1>\n{}</body>\n</html>\n",
-        parts.concat()
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<title>{title}</title>\n{HEAD}</head>\n<body>\n<h1>{title}</h1>\n{body}</body>\n</html>\n"
     )
 }
 
@@ -164,7 +168,8 @@ fn limited(shown: usize, all: usize) -> String {
     format!("<p>The first {shown} of {all} are shown; the files of CSV and JSON have all.</p>\n")
 }
 
-fn charts(drawn: &str) -> String {
+/// Charts beside each other, as far as there is room.
+pub(crate) fn charts(drawn: &str) -> String {
     format!("<div class=\"charts\">\n{drawn}</div>\n")
 }
 

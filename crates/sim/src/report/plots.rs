@@ -31,7 +31,7 @@ fn end_s(outcome: &Outcome) -> f64 {
 }
 
 /// What was sent and what was owed, with the rounds.
-pub(super) fn progress(outcome: &Outcome) -> Chart {
+pub(crate) fn progress(outcome: &Outcome) -> Chart {
     let measures: [Named<Sample, u64>; 3] = [
         ("sent", |sample| sample.sent_bytes),
         ("owed", |sample| sample.owed_bytes),
@@ -86,7 +86,7 @@ fn round_marks(outcome: &Outcome) -> Vec<Mark> {
 }
 
 /// What became of the pages that each round owed.
-pub(super) fn rounds(outcome: &Outcome) -> Bars {
+pub(crate) fn rounds(outcome: &Outcome) -> Bars {
     let rounds = &outcome.rounds[..outcome.rounds.len().min(ROUNDS_MAX)];
     let parts: [Named<SimRound, u64>; 4] = [
         ("sent", |round| round.pages_sent),

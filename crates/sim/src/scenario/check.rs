@@ -241,6 +241,9 @@ fn migration(scenario: &Scenario) -> Result<(), Wrong> {
     if migration.prepaging.is_some() && !leaves_residue {
         return wrong("migration.prepaging", "belongs to postcopy, hybrid and guide");
     }
+    if migration.to_the_limits && migration.strategy != StrategyKind::Precopy {
+        return wrong("migration.to-the-limits", "belongs to precopy");
+    }
     if migration.strategy == StrategyKind::Guide
         && !matches!(migration.prepaging, None | Some(PrePagingKind::Guide))
     {

@@ -312,6 +312,8 @@ pub(crate) struct Migration {
     pub passes: PassesKind,
     pub downtime: Option<Time>,
     pub rounds: Option<u32>,
+    /// Pre-copy does not end for want of progress, but at the limits, as in Xen.
+    pub to_the_limits: bool,
     /// Multiple of the memory.
     pub traffic: Option<Multiple>,
     /// Limit on the bulk.
@@ -325,6 +327,10 @@ pub(crate) struct Migration {
     /// Heaps are collected where it pays before each snapshot (ALMA).
     pub collect: bool,
     pub snapshots: u32,
+    /// How long the application's own collection is waited for before each snapshot.
+    pub ride: Option<Time>,
+    /// Pages that are written again before they leave are sent all the same, as from a snapshot that was copied at once.
+    pub sends_rewritten: bool,
     #[serde(deserialize_with = "teleport")]
     pub teleport: Teleport,
     /// The workload is slowed down while rounds make no progress.
@@ -341,6 +347,7 @@ impl Default for Migration {
             passes: PassesKind::Exactly(1),
             downtime: None,
             rounds: None,
+            to_the_limits: false,
             traffic: None,
             bandwidth: None,
             after: Time::default(),
@@ -348,6 +355,8 @@ impl Default for Migration {
             answer_within: Time(Duration::from_secs(1)),
             collect: false,
             snapshots: 2,
+            ride: None,
+            sends_rewritten: false,
             teleport: Teleport::Off,
             converge: false,
             packing: false,

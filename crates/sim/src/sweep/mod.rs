@@ -164,7 +164,11 @@ impl Plan {
         settings
     }
 
-    fn scenario(&self, settings: &[Setting]) -> Result<Scenario, SweepError> {
+    /// The scenario with these values set.
+    ///
+    /// # Errors
+    /// A key that is no place in it, or a value that does not belong there.
+    pub(crate) fn scenario(&self, settings: &[Setting]) -> Result<Scenario, SweepError> {
         let mut table = self.table.clone();
         for setting in settings {
             let path: Vec<&str> = setting.key.split('.').collect();

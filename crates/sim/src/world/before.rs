@@ -141,6 +141,7 @@ impl World<'_> {
     /// Sends a batch in pieces. Pages that were written since the scan are left out if so told; the next scan finds them.
     fn send(&mut self, rounds: &mut Rounds, runs: &[PageRun], skip_rewritten: bool) {
         let mut sent = Sent::default();
+        let skip_rewritten = skip_rewritten && !self.scenario.migration.sends_rewritten;
         for piece in pieces(runs) {
             let mut piece = piece;
             if skip_rewritten {
@@ -333,6 +334,7 @@ fn migration(scenario: &Scenario) -> Migration {
 
 fn strategy(scenario: &Scenario) -> Box<dyn Strategy> {
     match scenario.migration.strategy {
+        StrategyKind::Precopy if scenario.migration.to_the_limits => Box::new(PreCopy::to_the_limits()),
         StrategyKind::Precopy => Box::new(PreCopy::default()),
         StrategyKind::Stopcopy => Box::new(StopCopy),
         StrategyKind::Postcopy | StrategyKind::Guide => Box::new(PostCopy),

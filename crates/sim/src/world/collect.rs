@@ -27,9 +27,11 @@ pub(super) struct Collections {
 
 impl Collections {
     pub fn new(scenario: &Scenario) -> Self {
+        let policy = CollectLimits::default();
         let limits = CollectLimits {
             snapshots: scenario.migration.snapshots,
-            ..CollectLimits::default()
+            ride_max: scenario.migration.ride.map_or(policy.ride_max, |time| time.0),
+            ..policy
         };
         let is_heap = |&at: &usize| scenario.guest.load[at].model == crate::scenario::ModelKind::Heap;
         Collections {

@@ -273,6 +273,27 @@ fn snapshots_after_collections_leave_the_garbage_out() {
 }
 
 #[test]
+fn a_snapshot_that_is_copied_at_once_holds_what_is_written_again() {
+    let first = |migration: &str| heap(migration, "").rounds[0];
+    assert!(first("").pages_rewritten > 0);
+    assert_eq!(first("sends-rewritten = true").pages_rewritten, 0);
+}
+
+#[test]
+fn a_collection_of_the_application_is_waited_for_as_long_as_told() {
+    let begun_s = |ride: &str| heap(&format!("collect = true, ride = \"{ride}\""), "").rounds[0].begun_s;
+    let (at_once, later) = (begun_s("0s"), begun_s("500ms"));
+    assert!((later - at_once - 0.5).abs() < 0.1, "{at_once} {later}");
+}
+
+#[test]
+fn rounds_without_progress_go_on_if_told_so() {
+    let rounds = |more: &str| heap(&format!("rounds = 9{more}"), "").rounds.len();
+    assert!(rounds("") < 10);
+    assert_eq!(rounds(", to-the-limits = true"), 10);
+}
+
+#[test]
 fn a_workload_that_is_slowed_down_converges_and_loses_time() {
     let run = |converge| {
         checked(&with(&format!(
