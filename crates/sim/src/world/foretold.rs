@@ -26,7 +26,8 @@ fn grid() -> Vec<(String, String)> {
             for rate in [5, 30, 100, 400] {
                 for part in [4, 1] {
                     let load = format!(
-                        "{memory}\nguest = {{ vcpus = 2, load = [{{ model = \"{model}\", rate = \"{rate}MB/s\", size = \"{}MiB\" }}] }}",
+                        "{memory}\nguest = {{ vcpus = 2, load = [{{ model = \"{model}\", rate = \"{rate}MB/s\", start = \"{}MiB\", size = \"{}MiB\" }}] }}",
+                        (mib - mib / part) / 2,
                         mib / part
                     );
                     grid.push((format!("{mib} MiB, {model} {rate} MB/s in 1/{part}"), load));
@@ -102,33 +103,40 @@ fn simulated(workload: &str, course: Course) -> Outcome {
     simulate(&scenario(workload, &format!("strategy = \"{course}\"")))
 }
 
-#[test]
-fn predictions_come_true() {
+/// Errors by figure, for all workloads and one course.
+fn errors(course: Course) -> [Vec<f64>; 3] {
     let mut errors: [Vec<f64>; 3] = Default::default();
     for (name, workload) in grid() {
         let quiet = scenario(&workload, "");
         let measured = measured(&quiet);
-        for course in Course::ALL {
-            let told = predict(&measured, &limits(&quiet), &Position::start(&measured), course);
-            let truth = simulated(&workload, course);
-            assert!(truth.is_finished, "{name} {course} {:?}", truth.notes);
-            let mut line = format!("{name:<36} {course:<9}");
-            for ((_, of_told, of_truth), errors) in FIGURES.iter().zip(&mut errors) {
-                let (told, truth) = (of_told(&told), of_truth(&truth));
-                errors.push(percent(told, truth).abs());
-                line += &format!("{truth:>10.1}{told:>10.1}{:>+6.0} %", percent(told, truth));
-            }
-            println!("{line} {:>3} {:>3}", truth.rounds.len(), told.rounds);
+        let told = predict(&measured, &limits(&quiet), &Position::start(&measured), course);
+        let truth = simulated(&workload, course);
+        assert!(truth.is_finished, "{name} {course} {:?}", truth.notes);
+        let mut line = format!("{name:<36} {course:<9}");
+        for ((_, of_told, of_truth), errors) in FIGURES.iter().zip(&mut errors) {
+            let (told, truth) = (of_told(&told), of_truth(&truth));
+            errors.push(percent(told, truth).abs());
+            line += &format!("{truth:>10.1}{told:>10.1}{:>+6.0} %", percent(told, truth));
         }
+        println!("{line} {:>3} {:>3}", truth.rounds.len(), told.rounds);
     }
-    for ((name, ..), errors) in FIGURES.iter().zip(&errors) {
-        let far = errors.iter().filter(|&&error| error > 15.0).count();
-        println!(
-            "{name}: median error {:.1} %, {far} of {} beyond 15 %",
-            median(errors),
-            errors.len()
-        );
-        assert!(median(errors) <= 15.0, "{name}: {:.1} %", median(errors));
+    errors
+}
+
+#[test]
+fn predictions_come_true() {
+    for course in Course::ALL {
+        let errors = errors(course);
+        for ((name, ..), errors) in FIGURES.iter().zip(&errors) {
+            let far = errors.iter().filter(|&&error| error > 15.0).count();
+            let median = median(errors);
+            println!(
+                "{course}, {name}: median error {median:.1} %, {far} of {} beyond 15 %",
+                errors.len()
+            );
+            assert!(median <= 15.0, "{course}, {name}: {median:.1} %");
+            assert!(far * 5 <= errors.len(), "{course}, {name}: {far} beyond 15 %");
+        }
     }
 }
 
