@@ -19,7 +19,7 @@ const LINK: u64 = 100_000_000;
 /// Memory in MiB, and its workloads.
 fn grid() -> Vec<(String, String)> {
     let mut grid = Vec::new();
-    for mib in [128, 512, 1024] {
+    for mib in [64, 192] {
         let memory = format!("memory = {{ size = \"{mib}MiB\", zero = 0.1 }}");
         grid.push((format!("{mib} MiB, idle"), memory.clone()));
         for model in ["uniform", "hot-cold", "sequential"] {
