@@ -320,11 +320,14 @@ pub struct SimArgs {
     #[command(subcommand)]
     pub command: Option<SimCommand>,
     /// Scenarios, as TOML
-    #[arg(required_unless_present = "manager", value_name = "FILE")]
+    #[arg(required_unless_present_any = ["manager", "replay"], value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Instead of scenarios: servers and VMs that are moved by commands, by hand or from a script
     #[arg(long, value_name = "SCRIPT", num_args = 0..=1, exclusive = true)]
     pub manager: Option<Option<PathBuf>>,
+    /// Instead of scenarios: what `whimbrel migrate --trace FILE` wrote; tells whether it is decided in the same way again
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub replay: Option<PathBuf>,
     /// Simulate with each of these values, like link.rate=100Mbit/s,1Gbit/s or guest.load.0.rate=1MB/s,50MB/s; several: each
     /// combination
     #[arg(long, value_name = "KEY=V,V…")]
@@ -587,6 +590,10 @@ mod tests {
             Some(Some("a.script".into()))
         );
         assert!(parse("whimbrel sim --manager a.script --json").is_err());
+        assert!(
+            matches!(parse("whimbrel sim --replay a.trace"), Ok(Command::Sim(sim)) if sim.replay.is_some())
+        );
+        assert!(parse("whimbrel sim --replay a.trace a.toml").is_err());
         assert!(parse("whimbrel sim a.toml --sweep link.rate").is_err());
     }
 

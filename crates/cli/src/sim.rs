@@ -1,7 +1,7 @@
 //! `whimbrel sim`: simulated migrations. Needs no privileges and touches nothing but its output.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread;
@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use whimbrel_sim::papers;
+use whimbrel_sim::replay::{self, NotReplayed};
 use whimbrel_sim::report::{self, Case};
 use whimbrel_sim::sweep::{self, Plan};
 
@@ -26,6 +27,9 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
     }
     if let Some(script) = &args.manager {
         return manager::run(script.as_deref());
+    }
+    if let Some(trace) = &args.replay {
+        return replayed(trace);
     }
     let plans: Vec<Plan> = args
         .files
@@ -67,6 +71,20 @@ fn simulate_papers(args: &PapersArgs) -> anyhow::Result<()> {
     write_files(directory, &files)?;
     eprintln!("report: {}", directory.join("papers.html").display());
     Ok(())
+}
+
+/// Decides again what was recorded. Another decision is a failure; a file that is no trace is a wrong command line.
+fn replayed(path: &Path) -> anyhow::Result<()> {
+    let file = path.display();
+    let trace = File::open(path).map_err(|error| misused(format!("cannot read {file}: {error}")))?;
+    match replay::replay(BufReader::new(trace)) {
+        Ok(replayed) => {
+            println!("{replayed}");
+            Ok(())
+        }
+        Err(divergence @ NotReplayed::Divergence(_)) => Err(divergence).with_context(|| file.to_string()),
+        Err(error) => Err(misused(format!("{file}: {error}"))),
+    }
 }
 
 fn plan(path: &Path, args: &SimArgs) -> anyhow::Result<Plan> {
@@ -176,6 +194,7 @@ mod tests {
             command: None,
             files: vec![file.to_path_buf()],
             manager: None,
+            replay: None,
             sweep: vec![sweep.parse().unwrap()],
             out: None,
             json: false,
@@ -207,6 +226,15 @@ mod tests {
             .to_string()
             .starts_with("cannot read /nonexistent/a.toml: "));
         assert_eq!(code(missing), Code::Usage);
+        let replay = |file: &str| {
+            let mut args = args(Path::new("a.toml"), "seed=1");
+            args.replay = Some(file.into());
+            code(run(&args).unwrap_err())
+        };
+        assert_eq!(
+            [replay("/nonexistent/a.trace"), replay("/dev/null")],
+            [Code::Usage; 2]
+        );
         // Endless, and no text either.
         let endless = run(&args(Path::new("/dev/zero"), "seed=1")).unwrap_err();
         assert!(endless.to_string().contains("which no scenario is"), "{endless}");

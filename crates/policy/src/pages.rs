@@ -129,18 +129,32 @@ impl PageSet {
             .is_some_and(|chunk| chunk.bits()[(at / 64) as usize] >> (at % 64) & 1 == 1)
     }
 
-    /// Adds `count` pages from `first` on. The run must end below 2^64 (see [`Pages::insert`], which checks).
-    fn insert(&mut self, first: u64, count: u64) {
-        let end = first.saturating_add(count);
-        let mut at = first;
-        while at < end {
-            let chunk = at / CHUNK_PAGES;
-            let from = at % CHUNK_PAGES;
-            let to = (from + (end - at)).min(CHUNK_PAGES);
-            let run = mask(from, to);
+    /// Adds runs that end below 2^64 each (see [`Pages::insert`], which checks). Those that follow each other in one chunk are put in at
+    /// once: scattered pages in order cost little more than a bit each.
+    fn insert_all(&mut self, runs: impl Iterator<Item = PageRun>) {
+        let (mut open, mut bits) = (0, EMPTY);
+        for run in runs {
+            let (mut at, end) = (run.first, run.first.saturating_add(run.count));
+            while at < end {
+                let chunk = at / CHUNK_PAGES;
+                if chunk != open {
+                    self.add(open, &bits);
+                    (open, bits) = (chunk, EMPTY);
+                }
+                let from = at % CHUNK_PAGES;
+                let to = (from + (end - at)).min(CHUNK_PAGES);
+                set(&mut bits, from, to);
+                at += to - from;
+            }
+        }
+        self.add(open, &bits);
+    }
+
+    /// Adds pages of one chunk.
+    fn add(&mut self, chunk: u64, bits: &Bits) {
+        if *bits != EMPTY {
             let before = self.chunks.get(&chunk).map_or(EMPTY, |c| *c.bits());
-            self.store(chunk, &before, combine(&before, &run, |a, b| a | b));
-            at += to - from;
+            self.store(chunk, &before, combine(&before, bits, |a, b| a | b));
         }
     }
 
@@ -169,8 +183,7 @@ impl PageSet {
     /// Adds every page of `other`.
     pub fn union_with(&mut self, other: &PageSet) {
         for (&chunk, theirs) in &other.chunks {
-            let before = self.chunks.get(&chunk).map_or(EMPTY, |c| *c.bits());
-            self.store(chunk, &before, combine(&before, theirs.bits(), |a, b| a | b));
+            self.add(chunk, theirs.bits());
         }
     }
 
@@ -341,6 +354,20 @@ fn ones(bits: &Bits) -> u32 {
     bits.iter().map(|word| word.count_ones()).sum()
 }
 
+/// Sets the bits `from..to`, at least one and at most 512 of them.
+fn set(bits: &mut Bits, from: u64, to: u64) {
+    let (first, last) = ((from / 64) as usize, ((to - 1) / 64) as usize);
+    let low = u64::MAX << (from % 64);
+    let high = u64::MAX >> (63 - (to - 1) % 64);
+    if first == last {
+        bits[first] |= low & high;
+        return;
+    }
+    bits[first] |= low;
+    bits[first + 1..last].fill(u64::MAX);
+    bits[last] |= high;
+}
+
 /// The bits `from..to`, at most 512 of them.
 fn mask(from: u64, to: u64) -> Bits {
     let below = |end: u64, word: usize| match end.saturating_sub(word as u64 * 64) {
@@ -405,7 +432,10 @@ impl Pages {
     pub fn from_runs(runs: &[PageRun]) -> Result<Self, RunTooLong> {
         let mut pages = Self::new();
         for &run in runs {
-            pages.insert(run)?;
+            Self::check(run)?;
+        }
+        for of_space in runs.chunk_by(|a, b| a.space == b.space) {
+            pages.insert_all(of_space[0].space, of_space);
         }
         Ok(pages)
     }
@@ -435,13 +465,18 @@ impl Pages {
     /// [`RUN_PAGES_MAX`] or ends beyond the last page number.
     pub fn insert(&mut self, run: PageRun) -> Result<(), RunTooLong> {
         Self::check(run)?;
-        if run.count > 0 {
-            self.spaces
-                .entry(run.space)
-                .or_default()
-                .insert(run.first, run.count);
-        }
+        self.insert_all(run.space, &[run]);
         Ok(())
+    }
+
+    /// Adds runs of one space, which were checked.
+    fn insert_all(&mut self, space: SpaceId, runs: &[PageRun]) {
+        if runs.iter().any(|run| run.count > 0) {
+            self.spaces
+                .entry(space)
+                .or_default()
+                .insert_all(runs.iter().copied());
+        }
     }
 
     /// Whether [`Pages::insert`] takes a run.

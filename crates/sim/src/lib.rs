@@ -16,6 +16,6 @@ pub mod sweep;
 #[allow(dead_code)]
 mod world;
 
-pub use outcome::{Outcome, Pause, Sample, SimRound};
+pub use outcome::{Outcome, Pause, Predicted, Sample, SimRound};
 pub use scenario::{Scenario, ScenarioError};
 pub use world::simulate;

@@ -10,6 +10,10 @@ pub struct Outcome {
     pub scenario: String,
     /// The strategy's name.
     pub strategy: String,
+    /// What it has chosen, if it chooses; the last choice, if it has changed its mind.
+    pub chosen: Option<String>,
+    /// What it expected when it chose that.
+    pub predicted: Option<Predicted>,
     /// The seed of its random numbers.
     pub seed: u64,
     /// From the request until the source may be switched off. With demand paging alone that never comes: then until the end of the
@@ -60,6 +64,19 @@ pub struct Outcome {
     pub log: Vec<String>,
     /// What a reader must know: an application that did not answer, a limit that was reached.
     pub notes: Vec<String>,
+}
+
+/// What was to be expected of a migration; compare with the values of the same names in [`Outcome`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Predicted {
+    /// From the request until the end.
+    pub total_s: f64,
+    /// From the freeze until the start.
+    pub downtime_s: f64,
+    /// On the ordinary network.
+    pub bytes: f64,
+    /// Accesses that wait for the network.
+    pub network_faults: f64,
 }
 
 /// One round, or the last pages.

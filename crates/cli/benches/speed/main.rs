@@ -24,6 +24,7 @@ mod record;
 #[path = "../../tests/integration/rig.rs"]
 mod rig;
 mod servers;
+mod simulator;
 // Not all of what the tests need of it is needed here.
 #[allow(dead_code)]
 #[path = "../../tests/integration/tomcat.rs"]
@@ -33,7 +34,7 @@ mod tracking;
 /// A measurement and its name.
 type Measurement = (&'static str, fn());
 
-const MEASUREMENTS: [Measurement; 12] = [
+const MEASUREMENTS: [Measurement; 13] = [
     ("blackout", blackout::without_the_network),
     ("gap", blackout::seen_by_a_client),
     ("bulk", link::bulk),
@@ -46,6 +47,7 @@ const MEASUREMENTS: [Measurement; 12] = [
     ("servers", servers::by_strategy),
     ("machines", machines::against_qemu),
     ("predict", predict::against_the_truth),
+    ("simulator", simulator::speed),
 ];
 
 fn main() {

@@ -115,6 +115,24 @@ fn rounds_converge_below_the_bandwidth_and_end_at_the_working_set_above_it() {
 }
 
 #[test]
+fn a_sweep_as_fast_as_the_link_leaves_what_it_came_to_in_a_round() {
+    let mut sweep = measured(0.0, 0.0);
+    sweep.dirty = DirtyCurve::default();
+    for seconds in [0.1, 0.2, 0.4, 0.8] {
+        sweep
+            .dirty
+            .add(Duration::from_secs_f64(seconds), (24_414.0 * seconds) as u64);
+    }
+    let told = predicted(&sweep, Course::PreCopy);
+    assert_eq!(told.stop_reason, Some(StopReason::NoProgress));
+    // In parts of the memory: the pass leaves 1 - exp(-1) = 0.632, as what was written before its turn is left out. A round of x finds none
+    // written again until the sweep has been at the other 1 - x, then ever more: it leaves 1 - x exp(-(2x - 1) / x): 0.584 and 0.562, and
+    // those were two rounds without progress.
+    assert_near(told.downtime_s.likely, 0.562 * 40_960.0 / 24_414.0 + 0.009, 0.03);
+    assert_eq!(told.rounds, 3);
+}
+
+#[test]
 fn estimates_are_in_order_and_urgent_pages_are_downtime() {
     for (set, rate) in [(0.0, 0.0), (1_000.0, 500.0), (30_000.0, 20_000.0)] {
         for p in predict_all(&measured(set, rate), &Limits::default(), &Position::default()) {

@@ -145,10 +145,8 @@ impl<'a> Walk<'a> {
 
     /// Sends what a round has `left` of `round` pages, without those that are written again meanwhile, and scans.
     fn pass(&mut self, left: f64, round: f64) {
-        let set = self.measured.dirty.working_set_pages().unwrap_or(0.0);
-        let spread = round.max(set).max(1.0);
         for _ in 0..STEPS {
-            let again = (self.dirtied() / spread).min(1.0);
+            let again = self.again(round.max(1.0));
             let seconds = self.send(left / f64::from(STEPS) * (1.0 - again) * self.content_share);
             self.since_scan += seconds;
             self.walked.total_s += seconds;
@@ -156,6 +154,18 @@ impl<'a> Walk<'a> {
         self.content_share = 1.0;
         self.walked.rounds += 1;
         self.walked.total_s += self.measured.costs.scan.as_secs_f64() * self.cost;
+    }
+
+    /// The share of a round's pages that were written since its scan. Where a working set shows, all of its pages are alike. Where none does
+    /// it is a sweep, and that comes to the pages that it wrote last when it has been at all others.
+    fn again(&self, round: f64) -> f64 {
+        let memory = self.measured.memory_pages as f64;
+        let share = match self.measured.dirty.working_set_pages() {
+            // A curve that bends late seems to lead to more than there is.
+            Some(set) => self.dirtied() / round.max(set.min(memory)),
+            None => (self.dirtied() + round - memory) / round,
+        };
+        share.clamp(0.0, 1.0)
     }
 
     /// The scan after a pass: what is owed now.

@@ -183,6 +183,23 @@ fn the_forward_context_brings_what_is_touched_next() {
 }
 
 #[test]
+fn the_forward_context_waits_until_it_hears_that_the_other_has_followed() {
+    // One reference ahead, and a background that sends next to nothing. The state leaves the link at 9 s, page 1 of
+    // the background at 13 s, page 5 at 17 s.
+    let lines = "create server a\ncreate server b\ncreate vm v on a memory 5 queue 5,4,3,2,1\nset lead 1\nset background 1B/s\nstart v\n\
+                 run 5s\nset policy lazycopy\nmigrate v to b\nrun 30s";
+    let log = session(lines).log().to_owned();
+    for line in [
+        "17.100 s page 5 from a to b: guide",
+        // Its reference is done then, which is heard at 17.2 s; page 4 leaves in 4 s and is there at 21.3 s.
+        "21.300 s page 4 from a to b: guide",
+        "25.500 s page 3 from a to b: guide",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
+}
+
+#[test]
 fn a_page_travels_once_after_the_switch_over_unless_it_was_replaced() {
     for policy in [
         "postcopy push",

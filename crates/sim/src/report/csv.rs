@@ -1,9 +1,10 @@
 //! Comma-separated values as RFC 4180 has them, with line feeds.
 
 use super::{Case, Named};
+use crate::Predicted;
 
 /// Units are those of [`crate::Outcome`].
-const COLUMNS: [Named<Case, String>; 21] = [
+const COLUMNS: [Named<Case, String>; 25] = [
     ("strategy", |case| case.outcome.strategy.clone()),
     ("seed", |case| case.outcome.seed.to_string()),
     ("is_finished", |case| case.outcome.is_finished.to_string()),
@@ -25,6 +26,16 @@ const COLUMNS: [Named<Case, String>; 21] = [
     ("fault_wait_s", |case| number(case.outcome.fault_wait_s)),
     ("slowdown", |case| number(case.outcome.slowdown)),
     ("cpu_s", |case| number(case.outcome.cpu_s)),
+    ("chosen", |case| case.outcome.chosen.clone().unwrap_or_default()),
+    ("predicted_total_s", |case| {
+        predicted(case, |predicted| predicted.total_s)
+    }),
+    ("predicted_downtime_s", |case| {
+        predicted(case, |predicted| predicted.downtime_s)
+    }),
+    ("predicted_bytes", |case| {
+        predicted(case, |predicted| predicted.bytes)
+    }),
     ("stop_reason", |case| {
         case.outcome.stop_reason.clone().unwrap_or_default()
     }),
@@ -62,6 +73,10 @@ fn keys(cases: &[Case]) -> Vec<&str> {
 fn value_of(case: &Case, key: &str) -> String {
     let setting = case.swept.iter().find(|setting| setting.key == key);
     setting.map(|setting| setting.words()).unwrap_or_default()
+}
+
+fn predicted(case: &Case, value: fn(&Predicted) -> f64) -> String {
+    number(case.outcome.predicted.as_ref().map_or(f64::NAN, value))
 }
 
 /// Empty if it is none.
@@ -118,7 +133,7 @@ mod tests {
         assert!(lines[0].starts_with("scenario,link.rate,strategy,seed,is_finished,total_s,"));
         assert_eq!(
             lines[1],
-            "\"web, link.rate=1gbit\",1gbit,,0,false,1.5,0,0,,0,0,0,0,0,0,0,0,0,0,0,0,,"
+            "\"web, link.rate=1gbit\",1gbit,,0,false,1.5,0,0,,0,0,0,0,0,0,0,0,0,0,0,0,,,,,,"
         );
         assert!(lines[2].starts_with(",,,0,false,0,"));
         assert!(text.ends_with("\n"));

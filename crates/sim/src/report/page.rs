@@ -4,7 +4,7 @@ use crate::chart::escaped;
 
 use super::compare::{self, LINES_MAX, MEASURES};
 use super::plots;
-use super::table::{COLUMNS, WORDS};
+use super::table::{columns, WORDS};
 use super::Case;
 
 /// Outcomes with charts of their own.
@@ -143,12 +143,13 @@ fn detail(case: &Case) -> String {
 fn table(cases: &[Case]) -> String {
     let shown = &cases[..cases.len().min(ROWS_MAX)];
     let class = |column: usize| if column < WORDS { " class=\"word\"" } else { "" };
-    let heads = COLUMNS.iter().enumerate();
+    let columns = columns(cases);
+    let heads = columns.iter().enumerate();
     let heads: String = heads
         .map(|(column, (name, _))| format!("<th{}>{name}</th>", class(column)))
         .collect();
     let row = |case: &Case| {
-        let cells = COLUMNS.iter().enumerate().map(|(column, (_, value))| {
+        let cells = columns.iter().enumerate().map(|(column, (_, value))| {
             format!("<td{}>{}</td>", class(column), escaped(&value(&case.outcome)))
         });
         format!("<tr>{}</tr>\n", cells.collect::<String>())

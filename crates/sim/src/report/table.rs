@@ -1,11 +1,11 @@
 //! A table for terminals.
 
-use crate::Outcome;
+use crate::{Outcome, Predicted};
 
 use super::{Bytes, Case, Named, Share, Time};
 
 /// The first two are words, the others numbers.
-pub(super) const COLUMNS: [Named<Outcome, String>; 14] = [
+const COLUMNS: [Named<Outcome, String>; 14] = [
     ("scenario", |outcome| outcome.scenario.clone()),
     ("strategy", |outcome| outcome.strategy.clone()),
     ("total", total),
@@ -20,6 +20,20 @@ pub(super) const COLUMNS: [Named<Outcome, String>; 14] = [
     ("storage", |outcome| outcome.pages_from_storage.to_string()),
     ("faults", |outcome| outcome.network_faults.to_string()),
     ("slowdown", |outcome| Share(outcome.slowdown).to_string()),
+];
+
+/// Only if somebody has chosen.
+const CHOICE: [Named<Outcome, String>; 4] = [
+    ("chosen", |outcome| outcome.chosen.clone().unwrap_or_default()),
+    ("predicted total", |outcome| {
+        predicted(outcome, |predicted| Time(predicted.total_s).to_string())
+    }),
+    ("downtime", |outcome| {
+        predicted(outcome, |predicted| Time(predicted.downtime_s).to_string())
+    }),
+    ("bytes", |outcome| {
+        predicted(outcome, |predicted| Bytes(predicted.bytes as u64).to_string())
+    }),
 ];
 
 /// Columns of words.
@@ -37,15 +51,30 @@ fn total(outcome: &Outcome) -> String {
     format!("{sign}{}", Time(outcome.total_s))
 }
 
+fn predicted(outcome: &Outcome, words: fn(&Predicted) -> String) -> String {
+    outcome.predicted.as_ref().map(words).unwrap_or_default()
+}
+
+/// What is worth a column.
+pub(super) fn columns(cases: &[Case]) -> Vec<Named<Outcome, String>> {
+    let is_chosen = cases.iter().any(|case| case.outcome.chosen.is_some());
+    let choice = is_chosen.then_some(CHOICE).into_iter().flatten();
+    COLUMNS.into_iter().chain(choice).collect()
+}
+
 /// A line of names, a line for each case, aligned; then what a reader must know.
 pub fn table(cases: &[Case]) -> String {
-    let names = COLUMNS.map(|(name, _)| name.to_owned());
-    let cells = cases
-        .iter()
-        .map(|case| COLUMNS.map(|(_, value)| cell(&value(&case.outcome))));
-    let rows: Vec<[String; COLUMNS.len()]> = std::iter::once(names).chain(cells).collect();
+    let columns = columns(cases);
+    let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let cells = |case: &Case| {
+        columns
+            .iter()
+            .map(|(_, value)| cell(&value(&case.outcome)))
+            .collect()
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(names).chain(cases.iter().map(cells)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..COLUMNS.len())
+    let widths: Vec<usize> = (0..columns.len())
         .map(|column| width(column).unwrap_or(0))
         .collect();
     let lines = rows.iter().map(|row| line(row, &widths));
@@ -121,6 +150,33 @@ mod tests {
         assert_eq!(ends(lines[0], "bytes") + 1, ends(lines[2], "1.5 MB") + 1);
         let widths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
         assert_eq!(widths, [widths[0]; 3]);
+    }
+
+    #[test]
+    fn a_choice_and_what_was_expected_have_columns_if_there_was_one() {
+        let plain = case("plain", 1);
+        let mut auto = case("auto", 1);
+        auto.outcome.chosen = Some("hybrid".to_owned());
+        auto.outcome.predicted = Some(Predicted {
+            total_s: 3.0,
+            downtime_s: 0.02,
+            bytes: 7e6,
+            network_faults: 0.0,
+        });
+        assert!(!table(std::slice::from_ref(&plain)).contains("chosen"));
+        let text = table(&[plain, auto]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].ends_with("chosen  predicted total  downtime   bytes"),
+            "{}",
+            lines[0]
+        );
+        assert!(
+            lines[2].ends_with("hybrid           3.00 s   20.0 ms  7.0 MB"),
+            "{}",
+            lines[2]
+        );
+        assert_eq!(lines[0].chars().count(), lines[1].chars().count());
     }
 
     #[test]

@@ -239,7 +239,13 @@ fn migration(scenario: &Scenario) -> Result<(), Wrong> {
     }
     let leaves_residue = !matches!(migration.strategy, StrategyKind::Precopy | StrategyKind::Stopcopy);
     if migration.prepaging.is_some() && !leaves_residue {
-        return wrong("migration.prepaging", "belongs to postcopy, hybrid and guide");
+        return wrong(
+            "migration.prepaging",
+            "belongs to postcopy, hybrid, guide and auto",
+        );
+    }
+    if migration.min.is_some() && migration.strategy != StrategyKind::Auto {
+        return wrong("migration.min", "belongs to the strategy auto");
     }
     if migration.to_the_limits && migration.strategy != StrategyKind::Precopy {
         return wrong("migration.to-the-limits", "belongs to precopy");

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer};
+use whimbrel_policy::predict::Aim;
 
 pub use error::ScenarioError;
 pub(crate) use trace::Trace;
@@ -272,6 +273,8 @@ pub(crate) enum StrategyKind {
     Hybrid,
     Stopcopy,
     Guide,
+    /// What promises most of these is chosen while pages travel already.
+    Auto,
 }
 
 /// The order of the push after the switch-over.
@@ -306,6 +309,8 @@ pub(crate) enum Teleport {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(crate) struct Migration {
     pub strategy: StrategyKind,
+    /// auto: what to save.
+    pub min: Option<Aim>,
     pub prepaging: Option<PrePagingKind>,
     pub pivots: u32,
     #[serde(deserialize_with = "passes")]
@@ -342,6 +347,7 @@ impl Default for Migration {
     fn default() -> Self {
         Migration {
             strategy: StrategyKind::Precopy,
+            min: None,
             prepaging: None,
             pivots: 8,
             passes: PassesKind::Exactly(1),

@@ -60,10 +60,11 @@ fn values_that_cannot_be_are_shown() {
 #[test]
 fn sections_that_do_not_fit_together_are_found() {
     let cases = [
-        ("[migration]\nstrategy = \"fast\"", 6, "strategy = \"fast\": `fast` is not known here; allowed: precopy, postcopy, hybrid, stopcopy, guide"),
+        ("[migration]\nstrategy = \"fast\"", 6, "strategy = \"fast\": `fast` is not known here; allowed: precopy, postcopy, hybrid, stopcopy, guide, auto"),
         ("[migration]\nteleport = 1.5", 6, "teleport = 1.5: R of 1.5: must be between 0 and 1, \"auto\" or false"),
         ("[migration]\nteleport = 0.5", 6, "migration.teleport: needs a storage network: a section [storage] with a rate"),
-        ("[migration]\nprepaging = \"push\"", 6, "migration.prepaging: belongs to postcopy, hybrid and guide"),
+        ("[migration]\nprepaging = \"push\"", 6, "migration.prepaging: belongs to postcopy, hybrid, guide and auto"),
+        ("[migration]\nmin = \"bytes\"", 6, "migration.min: belongs to the strategy auto"),
         (
             "[migration]\nstrategy = \"hybrid\"\nto-the-limits = true",
             7,

@@ -6,6 +6,8 @@ use whimbrel_policy::converge::{AutoConverge, Steps};
 use whimbrel_policy::estimate::time_for;
 use whimbrel_policy::migration::{Event, Hints, Scan, Sent};
 use whimbrel_policy::postcopy::Path;
+use whimbrel_policy::predict::{Costs, Goals};
+use whimbrel_policy::strategy::Named;
 use whimbrel_policy::{
     Hybrid, Limits, Migration, Order, PageRun, Pages, Passes, PostCopy, PreCopy, StopCopy, Strategy,
     PAGE_SIZE,
@@ -107,7 +109,7 @@ impl World<'_> {
         let dirty = self.guest.take_marks();
         let mut written = if is_first { self.guest.present() } else { dirty };
         written.subtract(&self.guest.absent);
-        self.spend(self.scan_time());
+        self.spend(scan_time(self.scenario));
         let mut scan = Scan {
             written: written.runs(),
             ..Scan::default()
@@ -121,11 +123,6 @@ impl World<'_> {
         self.tell(rounds, known);
     }
 
-    fn scan_time(&self) -> Duration {
-        let pages = self.scenario.memory_pages();
-        Duration::from_nanos((self.scenario.host.scan.0.as_nanos() as u64).saturating_mul(pages))
-    }
-
     /// The source works for so long.
     fn spend(&mut self, time: Duration) {
         self.book.cpu(time);
@@ -134,7 +131,7 @@ impl World<'_> {
 
     fn count(&mut self, rounds: &mut Rounds) {
         let written_pages = self.guest.marks.dirty.len();
-        self.spend(self.scan_time());
+        self.spend(scan_time(self.scenario));
         self.handle(rounds, Event::Sampled { written_pages });
     }
 
@@ -234,7 +231,7 @@ impl World<'_> {
     fn scan_last(&mut self, rounds: &mut Rounds) {
         let mut written = self.guest.take_marks();
         written.subtract(&self.guest.absent);
-        self.spend(self.scan_time());
+        self.spend(scan_time(self.scenario));
         let mut scan = Scan {
             written: written.runs(),
             present: Some(self.guest.present().runs()),
@@ -302,10 +299,10 @@ fn pieces(runs: &[PageRun]) -> impl Iterator<Item = Vec<PageRun>> + '_ {
     })
 }
 
-fn migration(scenario: &Scenario) -> Migration {
+pub(super) fn limits(scenario: &Scenario) -> Limits {
     let asked = &scenario.migration;
     let policy = Limits::default();
-    let limits = Limits {
+    Limits {
         downtime_max: asked.downtime.map_or(policy.downtime_max, |time| time.0),
         // A snapshot is a round; the last one is the freeze.
         rounds_max: match asked.collect {
@@ -316,20 +313,49 @@ fn migration(scenario: &Scenario) -> Migration {
             .traffic
             .map_or(policy.traffic_percent_max, |traffic| (traffic.0 * 100.0) as u32),
         bandwidth_max: asked.bandwidth.map(|rate| rate.0),
-    };
-    let host = &scenario.host;
-    let scan = host.scan.0.as_nanos() as u64 * scenario.memory_pages();
+    }
+}
+
+fn migration(scenario: &Scenario) -> Migration {
     let hints = Hints {
         memory_pages: scenario.memory_pages(),
         state_bytes: scenario.guest.state.0,
-        fixed_cost: host.freeze.0
-            + host.capture.0
-            + host.restore.0
-            + Duration::from_nanos(scan)
-            + 3 * scenario.link.latency.0,
+        fixed_cost: costs(scenario).stop,
         bandwidth: None,
     };
-    Migration::new(strategy(scenario), limits, hints)
+    Migration::new(strategy(scenario), limits(scenario), hints)
+}
+
+/// How long a look at all pages takes.
+fn scan_time(scenario: &Scenario) -> Duration {
+    let page_ns = scenario.host.scan.0.as_nanos() as u64;
+    Duration::from_nanos(page_ns.saturating_mul(scenario.memory_pages()))
+}
+
+/// What does not depend on pages. In front of each scan is a round trip, in which it is heard that all has arrived; the state, the
+/// word that all is ready and the word to start are on the way while the workload is frozen.
+pub(super) fn costs(scenario: &Scenario) -> Costs {
+    let host = &scenario.host;
+    let latency = scenario.link.latency.0;
+    let scan = scan_time(scenario);
+    Costs {
+        before: 2 * latency + scan,
+        scan: 2 * latency + scan,
+        stop: host.freeze.0 + host.capture.0 + scan + host.restore.0 + 3 * latency,
+        arm: Duration::ZERO,
+        after: latency,
+    }
+}
+
+fn auto(scenario: &Scenario) -> Named {
+    Named::Auto {
+        goals: Goals {
+            downtime_max: limits(scenario).downtime_max,
+            min: scenario.migration.min,
+        },
+        costs: costs(scenario),
+        round_trip: 2 * scenario.link.latency.0,
+    }
 }
 
 fn strategy(scenario: &Scenario) -> Box<dyn Strategy> {
@@ -338,6 +364,7 @@ fn strategy(scenario: &Scenario) -> Box<dyn Strategy> {
         StrategyKind::Precopy => Box::new(PreCopy::default()),
         StrategyKind::Stopcopy => Box::new(StopCopy),
         StrategyKind::Postcopy | StrategyKind::Guide => Box::new(PostCopy),
+        StrategyKind::Auto => auto(scenario).build(),
         StrategyKind::Hybrid => Box::new(Hybrid::new(match scenario.migration.passes {
             PassesKind::Exactly(passes) => Passes::Exactly(passes),
             PassesKind::WhileProgress => Passes::WhileProgress,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use whimbrel_policy::postcopy::Metrics;
+use whimbrel_policy::predict::Prediction;
 use whimbrel_policy::{Migration, Round, PAGE_SIZE};
 
 use super::guest::Guest;
-use crate::{Outcome, Pause, Sample, Scenario, SimRound};
+use crate::{Outcome, Pause, Predicted, Sample, Scenario, SimRound};
 
 /// Samples, pauses and lines of the log at most, each.
 const LINES_MAX: usize = 100_000;
@@ -136,6 +137,8 @@ impl Book {
         let outcome = &mut self.outcome;
         outcome.strategy = migration.strategy().into();
         outcome.stop_reason = migration.stop_reason().map(|reason| reason.to_string());
+        outcome.chosen = migration.choice().map(|choice| choice.course.name().into());
+        outcome.predicted = migration.prediction().map(predicted);
         let progress = migration.progress(now);
         outcome.pages_sent = progress.sent_pages;
         outcome.pages_zero = progress.zero_pages;
@@ -157,6 +160,15 @@ impl Book {
         let lost = guest.lost.as_secs_f64() / f64::from(self.vcpus);
         outcome.slowdown = (lost / outcome.total_s.max(1e-9)).clamp(0.0, 1.0);
         self.outcome
+    }
+}
+
+fn predicted(prediction: &Prediction) -> Predicted {
+    Predicted {
+        total_s: prediction.total_s.likely,
+        downtime_s: prediction.downtime_s.likely,
+        bytes: prediction.bytes.likely,
+        network_faults: prediction.network_faults.likely,
     }
 }
 

@@ -18,6 +18,8 @@ mod before;
 mod bits;
 mod book;
 mod collect;
+#[cfg(test)]
+mod foretold;
 mod guest;
 mod heap;
 mod knowledge;

@@ -150,6 +150,35 @@ fn hybrid_leaves_what_was_written_in_its_pass() {
 }
 
 #[test]
+fn auto_says_what_it_chose_and_what_it_expected() {
+    let auto = |rate: &str, min: &str| {
+        checked(&with(&format!(
+            "guest = {{ load = [{{ model = \"uniform\", rate = \"{rate}\" }}] }}
+            migration = {{ strategy = \"auto\", min = \"{min}\" }}"
+        )))
+    };
+    let calm = auto("1/s", "time");
+    assert_eq!(calm.chosen.as_deref(), Some("precopy"));
+    assert_eq!(calm.network_faults, 0);
+    let wild = auto("1GB/s", "bytes");
+    assert_eq!(wild.chosen.as_deref(), Some("postcopy"));
+    assert!(wild.downtime_s <= 0.05, "{}", wild.downtime_s);
+    for outcome in [calm, wild] {
+        let predicted = outcome.predicted.unwrap();
+        assert!(
+            (predicted.total_s / outcome.total_s - 1.0).abs() < 0.1,
+            "{predicted:?}"
+        );
+        assert!(
+            (predicted.bytes / outcome.bytes as f64 - 1.0).abs() < 0.1,
+            "{predicted:?}"
+        );
+    }
+    let plain = checked(&with(""));
+    assert_eq!((plain.chosen, plain.predicted), (None, None));
+}
+
+#[test]
 fn every_model_and_strategy_brings_every_page() {
     for model in [
         "uniform",
@@ -160,7 +189,7 @@ fn every_model_and_strategy_brings_every_page() {
         "heap",
         "page-cache",
     ] {
-        for strategy in ["precopy", "postcopy", "hybrid", "stopcopy"] {
+        for strategy in ["precopy", "postcopy", "hybrid", "stopcopy", "auto"] {
             let text = format!(
                 "name = \"{model}\"\nseed = 7
                 memory = {{ size = \"20000 pages\", zero = \"10%\", free = \"10%\" }}

@@ -130,6 +130,7 @@ impl Hall {
         if let Some(residual) = &mut moved.residual {
             residual.fault(fault);
         }
+        self.guide_hears_fault(moved, page);
         self.send_residual(moved);
     }
 }

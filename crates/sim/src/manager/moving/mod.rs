@@ -49,6 +49,8 @@ pub(super) enum Moves {
     Gone { page: u64 },
     /// The forward context is due.
     Guide,
+    /// The source hears that the following context has run so long.
+    Followed { ran: Duration },
 }
 
 /// A migration.
@@ -216,6 +218,7 @@ impl Hall {
             }
             Moves::Fault { page } => self.answer(moved, page),
             Moves::Guide => self.guide_on(moved),
+            Moves::Followed { ran } => self.guide_hears(moved, ran),
         }
         Ok(())
     }
