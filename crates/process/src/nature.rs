@@ -13,8 +13,10 @@ const STOP_PER_THREAD: Duration = Duration::from_micros(300);
 const STOP_PER_MAPPING: Duration = Duration::from_micros(10);
 /// Missing pages have to be armed, and the last steps of the rebuild fault for some.
 const ARM: Duration = Duration::from_micros(2000);
-/// The frozen copy is ended.
-const AFTER: Duration = Duration::from_millis(5);
+/// The frozen copy is ended, whatever it is.
+const AFTER: Duration = Duration::from_millis(10);
+/// For each MiB of it: its memory is given back.
+const AFTER_PER_MIB: Duration = Duration::from_micros(150);
 /// Bytes of state, whatever it is.
 const STATE_BYTES: u64 = 32 << 10;
 /// Bytes of state for each thread: registers with the whole extended state, signals.
@@ -25,12 +27,14 @@ pub fn of(pid: i32) -> Nature {
     let threads = entries(pid, "task");
     let mappings = proc::text(pid, "maps").map_or(0, |maps| maps.lines().count()) as u32;
     let others = u32::try_from(threads.saturating_sub(1)).unwrap_or(u32::MAX);
+    let memory = memory(&proc::text(pid, "smaps_rollup").unwrap_or_default());
+    let mib = memory.iter().map(|(_, bytes)| bytes >> 20).sum::<u64>();
     Nature {
-        memory: memory(&proc::text(pid, "smaps_rollup").unwrap_or_default()),
+        memory,
         state_bytes: STATE_BYTES + STATE_BYTES_PER_THREAD * threads,
         stop: STOP + STOP_PER_THREAD * others + STOP_PER_MAPPING * mappings,
         arm: ARM,
-        after: AFTER,
+        after: AFTER + AFTER_PER_MIB * u32::try_from(mib).unwrap_or(u32::MAX),
     }
 }
 
