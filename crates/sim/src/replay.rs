@@ -438,7 +438,7 @@ mod tests {
         let twice = STOPPED.replace(late, &format!("{late}\n{late}"));
         let found = divergence(&twice);
         assert_eq!((found.line, found.recorded.as_str()), (5, "\"taken in\""));
-        let why = r#"{"at_ns":2000,"step":{"refused":"the event Frozen does not belong into the phase Capture of a migration"}}"#;
+        let why = r#"{"at_ns":2000,"step":{"refused":"the event Frozen does not belong into the phase capture of a migration"}}"#;
         let refused = STOPPED.replace(late, &format!("{late}\n{late}\n{why}"));
         assert_eq!(replayed(&refused).unwrap().decisions, 6);
         let (first, rest) = STOPPED.split_once(late).unwrap();
