@@ -7,7 +7,7 @@ use whimbrel_policy::estimate::time_for;
 use whimbrel_policy::migration::{Event, Hints, Scan, Sent};
 use whimbrel_policy::postcopy::Path;
 use whimbrel_policy::{
-    Hybrid, Limits, Migration, Order, PageRun, Pages, Passes, PostCopy, PreCopy, StopCopy, Strategy,
+    Hybrid, Limits, Migration, Order, PageRun, Pages, Passes, Phase, PostCopy, PreCopy, StopCopy, Strategy,
     PAGE_SIZE,
 };
 
@@ -24,6 +24,8 @@ pub(super) const FRAME_BYTES: u64 = 24;
 pub(super) struct HandOver {
     pub residue: Pages,
     pub path: Path,
+    /// When the source had nothing left to do for it.
+    pub left_at: Duration,
 }
 
 /// What the rounds remember.
@@ -117,8 +119,13 @@ impl World<'_> {
             .log(self.now, || format!("scan: {} pages", pages_in(&scan.written)));
         self.handle(rounds, Event::Scanned(scan));
         self.book.scanned(self.now, &rounds.migration);
-        let known = self.ask(|one, world| one.scanned(world));
-        self.tell(rounds, known);
+        if matches!(
+            rounds.migration.progress(self.now).phase,
+            Phase::Round | Phase::Scan
+        ) {
+            let known = self.ask(|one, world| one.scanned(world));
+            self.tell(rounds, known);
+        }
     }
 
     fn scan_time(&self) -> Duration {
@@ -149,6 +156,7 @@ impl World<'_> {
                 piece = rest;
             }
             self.copied(&piece);
+            self.show(|one, _| one.left(&piece));
             let (mut zero, content) = split(&piece, &self.guest.zero);
             sent.zero.append(&mut zero);
             self.send_piece(rounds, pages_in(&content), &mut sent);
@@ -205,6 +213,7 @@ impl World<'_> {
 
     fn drops(&mut self, runs: &[PageRun]) {
         self.link.send(self.now, FRAME_BYTES);
+        self.show(|one, _| one.left(runs));
         if let Some(copies) = &mut self.copies {
             runs.iter()
                 .flat_map(|run| run.first..run.first + run.count)
@@ -257,6 +266,7 @@ impl World<'_> {
     fn hand_over(&mut self, rounds: &Rounds) -> HandOver {
         let latency = self.link.latency;
         let residue = rounds.migration.residual().clone();
+        let left_at = self.now;
         self.advance(self.link.free_at(self.now) + latency);
         self.advance(self.now + self.scenario.host.restore.0 + 2 * latency);
         self.book.migration(&rounds.migration, self.now);
@@ -268,6 +278,7 @@ impl World<'_> {
         self.show(|one, world| one.resumed(world));
         HandOver {
             residue,
+            left_at,
             path: Path {
                 round_trip: Some(2 * latency),
                 bandwidth: rounds.migration.link_rate(),
