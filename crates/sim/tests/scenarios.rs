@@ -40,7 +40,9 @@ fn each_suggested_sweep_is_one() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let texts = fs::read_dir(folder)
         .unwrap()
-        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| fs::read_to_string(path).unwrap());
     let mut count = 0;
     for text in texts {
         for line in text.lines().filter(|line| line.starts_with("#   whimbrel sim ")) {
