@@ -23,9 +23,18 @@ const STALLED_ROUNDS_MAX: u32 = 2;
 pub struct PreCopy {
     smallest: Option<u64>,
     stalled: u32,
+    is_to_the_limits: bool,
 }
 
 impl PreCopy {
+    /// Without the fifth rule: rounds go on until a limit ends them, as they do in Xen.
+    pub fn to_the_limits() -> Self {
+        PreCopy {
+            is_to_the_limits: true,
+            ..PreCopy::default()
+        }
+    }
+
     /// Remembers how this round compares.
     pub(crate) fn note(&mut self, owed_pages: u64) {
         let helped = match self.smallest {
@@ -69,7 +78,7 @@ impl Strategy for PreCopy {
             Decision::Freeze(StopReason::PredictedDowntime)
         } else if let Some(limit) = facts.limit_reached() {
             Decision::Freeze(limit)
-        } else if self.stalled_rounds() >= STALLED_ROUNDS_MAX {
+        } else if !self.is_to_the_limits && self.stalled_rounds() >= STALLED_ROUNDS_MAX {
             Decision::Freeze(StopReason::NoProgress)
         } else {
             Decision::Round
@@ -87,7 +96,15 @@ mod tests {
 
     /// What it decides when the rounds leave `owed` pages, one after the other.
     fn decisions(owed: &[u64], limits: &Limits, downtime: impl Fn(u64) -> Option<Duration>) -> Vec<Decision> {
-        let mut strategy = PreCopy::default();
+        decisions_of(PreCopy::default(), owed, limits, downtime)
+    }
+
+    fn decisions_of(
+        mut strategy: PreCopy,
+        owed: &[u64],
+        limits: &Limits,
+        downtime: impl Fn(u64) -> Option<Duration>,
+    ) -> Vec<Decision> {
         let mut sent_pages = 0;
         let decide = |(rounds, &owed_pages): (usize, &u64)| {
             let facts = RoundFacts {
@@ -163,6 +180,18 @@ mod tests {
         });
         let freeze = Decision::Freeze(StopReason::PredictedDowntime);
         assert_eq!(all, [Decision::Round, Decision::Round, freeze]);
+    }
+
+    #[test]
+    fn without_progress_it_may_go_on_to_the_limits() {
+        let limits = Limits {
+            rounds_max: 5,
+            traffic_percent_max: u32::MAX,
+            ..Limits::default()
+        };
+        let all = decisions_of(PreCopy::to_the_limits(), &[1000; 6], &limits, |_| None);
+        assert_eq!(all[..5], [Decision::Round; 5]);
+        assert_eq!(all[5], Decision::Freeze(StopReason::Rounds));
     }
 
     #[test]

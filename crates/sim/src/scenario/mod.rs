@@ -319,6 +319,8 @@ pub(crate) struct Migration {
     pub passes: PassesKind,
     pub downtime: Option<Time>,
     pub rounds: Option<u32>,
+    /// Pre-copy does not end for want of progress, but at the limits, as in Xen.
+    pub to_the_limits: bool,
     /// Multiple of the memory.
     pub traffic: Option<Multiple>,
     /// Limit on the bulk.
@@ -348,6 +350,7 @@ impl Default for Migration {
             passes: PassesKind::Exactly(1),
             downtime: None,
             rounds: None,
+            to_the_limits: false,
             traffic: None,
             bandwidth: None,
             after: Time::default(),

@@ -344,6 +344,7 @@ fn migration(scenario: &Scenario) -> Migration {
 
 fn strategy(scenario: &Scenario) -> Box<dyn Strategy> {
     match scenario.migration.strategy {
+        StrategyKind::Precopy if scenario.migration.to_the_limits => Box::new(PreCopy::to_the_limits()),
         StrategyKind::Precopy => Box::new(PreCopy::default()),
         StrategyKind::Stopcopy => Box::new(StopCopy),
         StrategyKind::Postcopy | StrategyKind::Guide => Box::new(PostCopy),
