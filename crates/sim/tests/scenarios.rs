@@ -38,10 +38,12 @@ fn each_is_right_and_moves_its_guest() {
 #[test]
 fn each_suggested_sweep_is_one() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
+    let papers = fs::read_dir(folder.join("papers")).unwrap();
     let texts = fs::read_dir(folder)
         .unwrap()
+        .chain(papers)
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .map(|path| fs::read_to_string(path).unwrap());
     let mut count = 0;
     for text in texts {
