@@ -187,3 +187,34 @@ fn a_copy_from_the_network_wins_over_one_from_storage_that_comes_later() {
         outcome.pages_from_storage
     );
 }
+
+#[test]
+fn all_who_know_something_can_be_asked_together() {
+    for strategy in ["precopy", "hybrid", "postcopy", "stopcopy", "guide"] {
+        let outcome = checked(&scenario(&format!(
+            "memory = {{ size = \"60000 pages\", zero = 0.1, free = 0.2 }}
+            link = {{ rate = \"1Gbit/s\", latency = \"100us\" }}
+            storage = {{ rate = \"500Mbit/s\", latency = \"1ms\", seek = \"50us\" }}
+            balloon = {{ every = \"300ms\", reserve = \"1000 pages\", inflated = 0.3, demand = \"8MB/s\" }}
+            application = [{{ load = \"jvm\", after = \"20ms\", safepoint = \"5ms\" }}]
+            migration = {{ strategy = \"{strategy}\", after = \"2s\", assist = true, teleport = \"auto\" }}
+            guest = {{ vcpus = 2, load = [
+                {{ name = \"jvm\", model = \"heap\", rate = \"50MB/s\", size = \"12000 pages\" }},
+                {{ model = \"page-cache\", rate = \"2000/s\", writes = 0.2, size = \"30000 pages\", scattered = 0.5 }},
+            ] }}"
+        )));
+        let has_rounds = matches!(strategy, "precopy" | "hybrid");
+        assert_eq!(outcome.pages_from_storage > 0, has_rounds, "{strategy}");
+        assert_eq!(
+            outcome.notes.is_empty(),
+            has_rounds,
+            "{strategy}: {:?}",
+            outcome.notes
+        );
+        assert!(
+            outcome.pages_skipped > 1000,
+            "{strategy}: {}",
+            outcome.pages_skipped
+        );
+    }
+}
