@@ -1,19 +1,27 @@
 //! The scenarios that come with the program.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use whimbrel_sim::{simulate, Scenario};
 
+/// Those to begin with, and those of the papers.
+fn files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
+    let folders = [folder.join("papers"), folder];
+    let entries = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect()
+}
+
 #[test]
 fn each_is_right_and_moves_its_guest() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let mut count = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "toml") {
-            continue;
-        }
+    for path in files() {
         let text = fs::read_to_string(&path).unwrap();
         let scenario =
             Scenario::parse(&text, &path.to_string_lossy()).unwrap_or_else(|error| panic!("{error}"));
@@ -31,20 +39,13 @@ fn each_is_right_and_moves_its_guest() {
         );
         count += 1;
     }
-    assert!(count >= 5, "{count} scenarios");
+    assert!(count >= 8, "{count} scenarios");
 }
 
 /// What each file's head suggests must work, too.
 #[test]
 fn each_suggested_sweep_is_one() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
-    let papers = fs::read_dir(folder.join("papers")).unwrap();
-    let texts = fs::read_dir(folder)
-        .unwrap()
-        .chain(papers)
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-        .map(|path| fs::read_to_string(path).unwrap());
+    let texts = files().into_iter().map(|path| fs::read_to_string(path).unwrap());
     let mut count = 0;
     for text in texts {
         for line in text.lines().filter(|line| line.starts_with("#   whimbrel sim ")) {
