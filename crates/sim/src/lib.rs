@@ -10,10 +10,8 @@ mod outcome;
 pub mod papers;
 pub mod replay;
 pub mod report;
-#[allow(dead_code)]
 mod scenario;
 pub mod sweep;
-#[allow(dead_code)]
 mod world;
 
 pub use outcome::{Outcome, Pause, Predicted, Sample, SimRound};

@@ -219,7 +219,9 @@ pub(crate) struct Load {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Application {
+    /// For whoever reads the file.
     #[serde(default)]
+    #[expect(dead_code)]
     pub name: String,
     /// The load whose memory it may give away: of a heap the young generation, of others the whole area.
     pub load: String,
@@ -245,6 +247,11 @@ pub(crate) struct Balloon {
     /// Part of the free memory that the balloon holds at the request already.
     #[serde(default)]
     pub inflated: Share,
+    /// Bytes per second of free memory that the guest begins to use, from the request on.
+    pub demand: Option<Rate>,
+    /// How long the guest stands still for each page that it wants back.
+    #[serde(default = "give_back")]
+    pub give_back: Time,
 }
 
 /// What the hosts need for things.
@@ -434,6 +441,10 @@ fn sample_every() -> Time {
 
 fn balloon_every() -> Time {
     Time(Duration::from_secs(5))
+}
+
+fn give_back() -> Time {
+    Time(Duration::from_micros(1))
 }
 
 fn end() -> Time {

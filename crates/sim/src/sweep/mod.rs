@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use crate::report::{suffix, Setting};
 use crate::{Scenario, ScenarioError};
 
+pub(crate) use run::outcomes;
 pub use run::{count, run};
 
 /// Simulations of one run at most: their outcomes stay in memory.

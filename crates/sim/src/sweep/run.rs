@@ -7,7 +7,7 @@ use std::thread;
 use crate::report::Case;
 use crate::{simulate, Outcome, Scenario};
 
-use super::{Plan, SweepError, CASES_MAX};
+use super::{Plan, Sweep, SweepError, CASES_MAX};
 
 /// Threads at most.
 const THREADS_MAX: usize = 256;
@@ -32,6 +32,19 @@ pub fn run(
     is_done: &(dyn Fn() + Sync),
 ) -> Result<Vec<Case>, SweepError> {
     run_by(plans, threads, is_done, simulate)
+}
+
+/// The outcomes of a scenario that is part of the program, with each combination of these sweeps, in order.
+///
+/// # Panics
+/// If they are wrong: then the program is.
+pub(crate) fn outcomes(text: &str, sweeps: &[&str]) -> Vec<Outcome> {
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let sweeps: Result<Vec<Sweep>, _> = sweeps.iter().map(|sweep| sweep.parse()).collect();
+    let plan = sweeps.and_then(|sweeps| Plan::new(text, "a scenario of the program", &sweeps, None));
+    let cases = plan.and_then(|plan| run(&[plan], threads, &|| ()));
+    let cases = cases.unwrap_or_else(|error| panic!("{error}"));
+    cases.into_iter().map(|case| case.outcome).collect()
 }
 
 fn run_by(

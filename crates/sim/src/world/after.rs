@@ -4,20 +4,25 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use whimbrel_policy::postcopy::{
-    Answer, Bubbling, Demand, Event, Fault, Limits, Order, PieceId, PrePaging, Push, Residual, ThreadId,
+    Answer, Bubbling, Demand, Event, Fault, Guide, Limits, Order, PieceId, PrePaging, Push, Residual,
+    ThreadId,
 };
 use whimbrel_policy::{Page, PageRun, SpaceId, PAGE_SIZE};
 
 use super::before::{HandOver, FRAME_BYTES};
 use super::bits::Bits;
+use super::guest::Task;
+use super::guide::{Forward, GUIDE_STEP};
 use super::{pages_in, split, Due, World};
-use crate::scenario::PrePagingKind;
+use crate::scenario::{PrePagingKind, StrategyKind};
 
 /// A vCPU at the destination.
 #[derive(Clone, Copy, Debug, Default)]
 struct Vcpu {
     /// The page that it waits for, whether it is to be written, and since when.
     waits: Option<(u64, bool, Duration)>,
+    /// It has waited so long before.
+    waited: Duration,
 }
 
 /// The destination, and the source that serves it.
@@ -28,6 +33,9 @@ struct Residue {
     /// When each task makes its next access; none for one that has ended.
     next: Vec<Option<Duration>>,
     timer: Option<Duration>,
+    /// Runs ahead at the source, with guide-copy.
+    forward: Option<Forward>,
+    resumed: Duration,
     is_done: bool,
 }
 
@@ -81,23 +89,40 @@ impl World<'_> {
             let wait = Duration::from_nanos(task.wait_ns as u64);
             Some(now + wait + self.guest.stall(task.model))
         };
-        let next = self.guest.tasks.iter().map(first).collect();
+        let next: Vec<_> = self.guest.tasks.iter().map(first).collect();
+        let is_guided = self.prepaging_kind() == PrePagingKind::Guide;
+        // The source went on as soon as it had nothing left to do, before the destination could.
+        let forward = is_guided.then(|| Forward::new(&self.guest, since(&next, now), handover.left_at));
+        if is_guided {
+            self.book.outcome.strategy = "guide".into();
+            self.at(now, Due::Guide);
+        }
         Residue {
             residual: Residual::new(now, handover.residue, self.prepaging(), limits, handover.path),
             missing,
             vcpus: vec![Vcpu::default(); self.guest.vcpus as usize],
             next,
             timer: None,
+            forward,
+            resumed: now,
             is_done: false,
         }
     }
 
     fn prepaging(&self) -> Box<dyn PrePaging> {
-        let asked = &self.scenario.migration;
-        match asked.prepaging.unwrap_or(PrePagingKind::Bubbling) {
+        match self.prepaging_kind() {
             PrePagingKind::Demand => Box::new(Demand),
             PrePagingKind::Push => Box::new(Push::default()),
-            PrePagingKind::Bubbling | PrePagingKind::Guide => Box::new(Bubbling::new(asked.pivots as usize)),
+            PrePagingKind::Bubbling => Box::new(Bubbling::new(self.scenario.migration.pivots as usize)),
+            PrePagingKind::Guide => Box::new(Guide::default()),
+        }
+    }
+
+    fn prepaging_kind(&self) -> PrePagingKind {
+        let asked = &self.scenario.migration;
+        match asked.strategy {
+            StrategyKind::Guide => PrePagingKind::Guide,
+            _ => asked.prepaging.unwrap_or(PrePagingKind::Bubbling),
         }
     }
 
@@ -108,6 +133,7 @@ impl World<'_> {
                 self.sample();
             }
             Due::Tick(who) => self.tick(who),
+            Due::Guide => self.guide(residue),
             Due::Vcpu(vcpu) => self.run_vcpu(residue, vcpu),
             Due::Source => {
                 residue.timer = None;
@@ -130,7 +156,7 @@ impl World<'_> {
         if residue.vcpus[vcpu as usize].waits.is_some() {
             return;
         }
-        while let Some((at, task)) = next_of(residue, &self.guest.tasks, vcpu) {
+        while let Some((at, task)) = next_of(&residue.next, &self.guest.tasks, vcpu) {
             let is_other_before = self.due.peek().is_some_and(|Reverse((when, ..))| *when < at);
             if is_other_before {
                 return self.at(at, Due::Vcpu(vcpu));
@@ -184,6 +210,9 @@ impl World<'_> {
             thread: ThreadId(vcpu),
             repeated: false,
         };
+        if let Some(forward) = &mut residue.forward {
+            forward.follower_faulted(vcpu, page.number);
+        }
         let answer = residue.residual.fault(fault);
         if matches!(answer, Answer::Unknown | Answer::Unreadable | Answer::Busy) {
             self.book.note(&format!("a fault was refused: {answer:?}"));
@@ -206,6 +235,7 @@ impl World<'_> {
             let waited = self.now - since;
             self.mark(page, is_write);
             self.guest.lost += waited;
+            residue.vcpus[vcpu as usize].waited += waited;
             self.book.outcome.fault_wait_s += waited.as_secs_f64();
             self.book.pause(since, waited, "fault");
             let own = self
@@ -217,6 +247,48 @@ impl World<'_> {
             own.for_each(|(_, next)| *next = next.map(|at| at + waited));
             self.at(self.now, Due::Vcpu(vcpu));
         }
+    }
+
+    /// The forward context goes on, and what it touches is sent before it is asked for.
+    fn guide(&mut self, residue: &mut Residue) {
+        let Some(mut forward) = residue.forward.take() else {
+            return;
+        };
+        let followed = self.followed(residue);
+        let stepped = forward.step(self.now, &followed);
+        self.book.events += stepped.touched.len() as u64;
+        self.book.cpu(stepped.ran);
+        for &(vcpu, number) in &stepped.touched {
+            residue.residual.aim(ThreadId(vcpu), page(number));
+        }
+        if stepped.wants_jump {
+            let next = self.next_in_running_time(residue, &followed);
+            forward.jump(&self.guest, next, &followed);
+        }
+        if !stepped.is_over {
+            self.at(self.now + GUIDE_STEP, Due::Guide);
+            residue.forward = Some(forward);
+        }
+        self.source(residue);
+    }
+
+    /// How long each vCPU has run at the destination.
+    fn followed(&self, residue: &Residue) -> Vec<Duration> {
+        let ran = |vcpu: &Vcpu| {
+            let until = vcpu.waits.map_or(self.now, |(.., since)| since);
+            until - residue.resumed - vcpu.waited
+        };
+        residue.vcpus.iter().map(ran).collect()
+    }
+
+    /// When the tasks make their next accesses, as far as nobody waits.
+    fn next_in_running_time(&self, residue: &Residue, followed: &[Duration]) -> Vec<Option<Duration>> {
+        let of_task = |(task, next): (&Task, &Option<Duration>)| {
+            let vcpu = task.vcpu as usize;
+            let until = residue.vcpus[vcpu].waits.map_or(self.now, |(.., since)| since);
+            next.map(|at| followed[vcpu] + at.saturating_sub(until))
+        };
+        self.guest.tasks.iter().zip(&residue.next).map(of_task).collect()
     }
 
     /// The source does what it is told until it has to wait.
@@ -277,13 +349,17 @@ impl World<'_> {
 }
 
 /// The task of a vCPU whose access comes next, and when.
-fn next_of(residue: &Residue, tasks: &[super::guest::Task], vcpu: u32) -> Option<(Duration, usize)> {
+pub(super) fn next_of(next: &[Option<Duration>], tasks: &[Task], vcpu: u32) -> Option<(Duration, usize)> {
     let own = (0..tasks.len()).filter(|&task| tasks[task].vcpu == vcpu);
-    own.filter_map(|task| residue.next[task].map(|at| (at, task)))
-        .min()
+    own.filter_map(|task| next[task].map(|at| (at, task))).min()
 }
 
-fn page(number: u64) -> Page {
+/// Times since a moment.
+fn since(times: &[Option<Duration>], moment: Duration) -> Vec<Option<Duration>> {
+    times.iter().map(|time| time.map(|at| at - moment)).collect()
+}
+
+pub(super) fn page(number: u64) -> Page {
     Page {
         space: SpaceId(0),
         number,

@@ -9,7 +9,7 @@ use whimbrel_policy::postcopy::Path;
 use whimbrel_policy::predict::{Costs, Goals};
 use whimbrel_policy::strategy::Named;
 use whimbrel_policy::{
-    Hybrid, Limits, Migration, Order, PageRun, Pages, Passes, PostCopy, PreCopy, StopCopy, Strategy,
+    Hybrid, Limits, Migration, Order, PageRun, Pages, Passes, Phase, PostCopy, PreCopy, StopCopy, Strategy,
     PAGE_SIZE,
 };
 
@@ -26,6 +26,8 @@ pub(super) const FRAME_BYTES: u64 = 24;
 pub(super) struct HandOver {
     pub residue: Pages,
     pub path: Path,
+    /// When the source had nothing left to do for it.
+    pub left_at: Duration,
 }
 
 /// What the rounds remember.
@@ -119,8 +121,13 @@ impl World<'_> {
             .log(self.now, || format!("scan: {} pages", pages_in(&scan.written)));
         self.handle(rounds, Event::Scanned(scan));
         self.book.scanned(self.now, &rounds.migration);
-        let known = self.ask(|one, world| one.scanned(world));
-        self.tell(rounds, known);
+        if matches!(
+            rounds.migration.progress(self.now).phase,
+            Phase::Round | Phase::Scan
+        ) {
+            let known = self.ask(|one, world| one.scanned(world));
+            self.tell(rounds, known);
+        }
     }
 
     /// The source works for so long.
@@ -147,6 +154,7 @@ impl World<'_> {
                 piece = rest;
             }
             self.copied(&piece);
+            self.show(|one, _| one.left(&piece));
             let (mut zero, content) = split(&piece, &self.guest.zero);
             sent.zero.append(&mut zero);
             self.send_piece(rounds, pages_in(&content), &mut sent);
@@ -203,6 +211,7 @@ impl World<'_> {
 
     fn drops(&mut self, runs: &[PageRun]) {
         self.link.send(self.now, FRAME_BYTES);
+        self.show(|one, _| one.left(runs));
         if let Some(copies) = &mut self.copies {
             runs.iter()
                 .flat_map(|run| run.first..run.first + run.count)
@@ -255,6 +264,7 @@ impl World<'_> {
     fn hand_over(&mut self, rounds: &Rounds) -> HandOver {
         let latency = self.link.latency;
         let residue = rounds.migration.residual().clone();
+        let left_at = self.now;
         self.advance(self.link.free_at(self.now) + latency);
         self.advance(self.now + self.scenario.host.restore.0 + 2 * latency);
         self.book.migration(&rounds.migration, self.now);
@@ -266,6 +276,7 @@ impl World<'_> {
         self.show(|one, world| one.resumed(world));
         HandOver {
             residue,
+            left_at,
             path: Path {
                 round_trip: Some(2 * latency),
                 bandwidth: rounds.migration.link_rate(),

@@ -36,10 +36,6 @@ impl Bits {
         self.words[(page / 64) as usize] |= 1 << (page % 64);
     }
 
-    pub fn remove(&mut self, page: u64) {
-        self.words[(page / 64) as usize] &= !(1 << (page % 64));
-    }
-
     pub fn len(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
@@ -67,18 +63,18 @@ impl Bits {
         self.each_word(first, count, |word, bits| *word &= !bits);
     }
 
+    pub fn union_with(&mut self, other: &Bits) {
+        self.words
+            .iter_mut()
+            .zip(&other.words)
+            .for_each(|(word, other)| *word |= other);
+    }
+
     pub fn subtract(&mut self, other: &Bits) {
         self.words
             .iter_mut()
             .zip(&other.words)
             .for_each(|(word, other)| *word &= !other);
-    }
-
-    pub fn intersect_with(&mut self, other: &Bits) {
-        self.words
-            .iter_mut()
-            .zip(&other.words)
-            .for_each(|(word, other)| *word &= other);
     }
 
     pub fn clear(&mut self) {

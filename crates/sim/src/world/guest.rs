@@ -88,6 +88,8 @@ pub(crate) struct Guest {
     pub marks: Marks,
     /// Pages that are full of zeros, unless they are marked.
     pub zero: Bits,
+    /// Pages that were ever written, up to the last scan.
+    pub written: Bits,
     /// Pages without content: in the balloon.
     pub absent: Bits,
     /// Share of the time in which it may run.
@@ -123,6 +125,7 @@ impl Guest {
                 versions: None,
             },
             zero: zero_pages(scenario),
+            written: Bits::new(pages),
             absent: Bits::new(pages),
             speed: 1.0,
             lost: Duration::ZERO,
@@ -186,6 +189,12 @@ impl Guest {
         self.stalls[model] = Duration::ZERO;
     }
 
+    /// Everything stands still for so long, and not of its own will.
+    pub fn stand_still(&mut self, time: Duration) {
+        self.lost += time * self.vcpus;
+        self.stalls.iter_mut().for_each(|stall| *stall += time);
+    }
+
     /// The time that the tasks of each model still stand still.
     pub fn stall(&self, model: usize) -> Duration {
         self.stalls[model]
@@ -195,6 +204,7 @@ impl Guest {
     pub fn take_marks(&mut self) -> Bits {
         let dirty = self.marks.dirty.clone();
         self.zero.subtract(&dirty);
+        self.written.union_with(&dirty);
         self.marks.dirty.clear();
         dirty
     }

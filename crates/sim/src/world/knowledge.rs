@@ -4,10 +4,12 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use whimbrel_policy::migration::Event;
-use whimbrel_policy::Scan;
+use whimbrel_policy::{PageRun, Scan};
 
 use super::assist::Applications;
+use super::balloon::Ballooning;
 use super::collect::Collections;
+use super::storage::Storage;
 use super::World;
 use crate::Scenario;
 
@@ -38,6 +40,9 @@ pub(crate) trait Knowledge: Debug {
     /// The scan of the frozen workload was made: pages that need not arrive may be taken out of `present`.
     fn frozen_scan(&mut self, _world: &mut World<'_>, _scan: &mut Scan) {}
 
+    /// These pages leave the source over the ordinary network, or are dropped at the destination.
+    fn left(&mut self, _runs: &[PageRun]) {}
+
     /// The workload runs at the destination.
     fn resumed(&mut self, _world: &mut World<'_>) {}
 
@@ -54,6 +59,13 @@ pub(crate) fn of(scenario: &Scenario) -> Vec<Box<dyn Knowledge>> {
     if scenario.migration.collect {
         all.push(Box::new(Collections::new(scenario)));
     }
+    if let Some(balloon) = Ballooning::new(scenario, all.len()) {
+        all.push(Box::new(balloon));
+    }
+    // The last one: it is to see what the others have said of a scan.
+    if let Some(storage) = Storage::new(scenario, all.len()) {
+        all.push(Box::new(storage));
+    }
     all
 }
 
@@ -68,7 +80,7 @@ impl World<'_> {
             .iter_mut()
             .flat_map(|one| question(one.as_mut(), self))
             .collect();
-        self.knowledge = all;
+        self.put_back(all);
         events
     }
 
@@ -76,7 +88,14 @@ impl World<'_> {
     pub(super) fn show(&mut self, mut what: impl FnMut(&mut dyn Knowledge, &mut Self)) {
         let mut all = std::mem::take(&mut self.knowledge);
         all.iter_mut().for_each(|one| what(one.as_mut(), self));
+        self.put_back(all);
+    }
+
+    /// Those who were due while another one was asked have their turn now.
+    fn put_back(&mut self, all: Vec<Box<dyn Knowledge>>) {
         self.knowledge = all;
+        let missed = std::mem::take(&mut self.missed);
+        missed.into_iter().for_each(|who| self.tick(who));
     }
 
     /// A young collection is enforced, whose threads then stand still until they are released. Returns how long it takes, without the way to
@@ -101,8 +120,10 @@ impl World<'_> {
     pub(super) fn tick(&mut self, who: usize) {
         self.book.events += 1;
         let mut all = std::mem::take(&mut self.knowledge);
-        if let Some(one) = all.get_mut(who) {
-            one.tick(self);
+        match all.get_mut(who) {
+            Some(one) => one.tick(self),
+            None if self.missed.contains(&who) => {}
+            None => self.missed.push(who),
         }
         self.knowledge = all;
     }

@@ -4,6 +4,7 @@
 //! ```text
 //!  before.rs   Migration: carries its orders out up to the hand-over, as the engine's rounds do
 //!  after.rs    Residual: carries its orders out until nothing is missing, while vCPUs touch pages one by one
+//!  guide.rs    the forward context, which runs ahead at the source
 //!  guest.rs    vCPUs, loads (model.rs, heap.rs) and the marks of written pages
 //!  link.rs     one queue, with competing traffic
 //!  knowledge.rs  the places at which those who know something about pages are asked
@@ -14,6 +15,7 @@
 
 mod after;
 mod assist;
+mod balloon;
 mod before;
 mod bits;
 mod book;
@@ -21,11 +23,13 @@ mod collect;
 #[cfg(test)]
 mod foretold;
 mod guest;
+mod guide;
 mod heap;
 mod knowledge;
 mod link;
 mod model;
 mod random;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +41,6 @@ use whimbrel_policy::packing::Packing;
 use whimbrel_policy::postcopy::PieceId;
 use whimbrel_policy::{Page, PageRun};
 
-use crate::scenario::{PrePagingKind, StrategyKind, Teleport};
 use crate::{Outcome, Scenario};
 use bits::Bits;
 use book::Book;
@@ -62,6 +65,8 @@ pub(crate) enum Due {
     Sample,
     /// Somebody who knows something wants to be asked.
     Tick(usize),
+    /// The forward context goes on at the source.
+    Guide,
     /// A vCPU goes on at the destination.
     Vcpu(u32),
     /// The source may go on sending.
@@ -88,6 +93,8 @@ pub(crate) struct World<'s> {
     due_count: u64,
     pub book: Book,
     knowledge: Vec<Box<dyn Knowledge>>,
+    /// Those who were due while another one was asked.
+    missed: Vec<usize>,
     /// What has arrived of each page, if somebody checks: the version, and one more.
     copies: Option<Vec<u32>>,
     /// What must have arrived, as the last scan said.
@@ -108,10 +115,10 @@ impl<'s> World<'s> {
             due_count: 0,
             book: Book::new(scenario),
             knowledge: knowledge::of(scenario),
+            missed: Vec::new(),
             copies: None,
             present: Vec::new(),
         };
-        world.note_what_is_missing();
         world.warm_up();
         world.at(scenario.sample_every.0, Due::Sample);
         world
@@ -134,31 +141,6 @@ impl<'s> World<'s> {
 
     pub fn outcome(self) -> Outcome {
         self.book.outcome(&self.guest, self.now)
-    }
-
-    /// What a scenario can ask for and this world does not do yet.
-    fn note_what_is_missing(&mut self) {
-        let asked = &self.scenario.migration;
-        let is_guided =
-            asked.strategy == StrategyKind::Guide || asked.prepaging == Some(PrePagingKind::Guide);
-        let missing = [
-            (
-                is_guided,
-                "guide-copy is not simulated yet: the push bubbles around faults",
-            ),
-            (
-                asked.teleport != Teleport::Off,
-                "the storage network is not simulated yet: all pages travel over the ordinary one",
-            ),
-            (
-                self.scenario.balloon.is_some(),
-                "the balloon is not simulated yet",
-            ),
-        ];
-        missing
-            .iter()
-            .filter(|one| one.0)
-            .for_each(|one| self.book.note(one.1));
     }
 
     fn warm_up(&mut self) {

@@ -1,5 +1,7 @@
 //! Whole migrations, against numbers that were worked out by hand.
 
+mod knowing;
+
 use super::*;
 
 fn scenario(text: &str) -> Scenario {
