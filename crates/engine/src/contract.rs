@@ -233,7 +233,8 @@ pub trait Workload {
     /// page with content of its own. A range that could not be scanned is reported as written the next time.
     fn scan(&mut self) -> Result<Scanned, Self::Error>;
 
-    /// Which of `runs` were written since the last scan; clears nothing.
+    /// Which of `runs` were written since the last scan; clears nothing. Pages of which that cannot be told before the next scan are left
+    /// out (of processes those of shared objects).
     fn rewritten(&mut self, runs: &[PageRun], out: &mut Vec<PageRun>) -> Result<(), Self::Error>;
 
     /// Reads `runs` one after the other into `buffer`, whose length is their sum in bytes. Runs that could not be

@@ -50,6 +50,9 @@ pub enum Error {
     /// The source wanted to know whether its workload could come, and nothing else.
     #[error("the source only asked")]
     OnlyAsked,
+    /// Padding came through too fast or too late to say anything of the link.
+    #[error("the rate of the link could not be measured: try again")]
+    Unmeasured,
     /// The other end said something that has no place here.
     #[error(
         "the other end said {got} where {expected} was expected: install the same release on both hosts"

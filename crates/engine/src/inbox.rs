@@ -147,6 +147,16 @@ impl Inbox {
             .ok()
     }
 
+    /// Waits until the peer hangs up, or so long.
+    pub fn wait_gone(&mut self, most: Duration) {
+        let until = Instant::now() + most;
+        while let Some(event) = self.next_event(until) {
+            if !matches!(event, Event::Joined(..) | Event::Message(_)) {
+                return;
+            }
+        }
+    }
+
     /// The reason why a stream broke is often told on the control stream: the peer gave up, the user cancelled.
     pub fn explain(&mut self, error: Error) -> Error {
         if self.ended || !matches!(error, Error::Link { .. }) {

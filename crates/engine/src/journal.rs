@@ -334,6 +334,14 @@ impl Journal {
         self.change(|record| record.residual = Some(options))
     }
 
+    /// Nothing follows after all.
+    pub fn forget_residual(&mut self) -> Result<()> {
+        match self.record.residual {
+            Some(_) => self.change(|record| record.residual = None),
+            None => Ok(()),
+        }
+    }
+
     /// How many pages the destination lacks; cheap if that was said before.
     pub fn set_missing(&mut self, pages: Option<u64>) -> Result<()> {
         if self.record.missing_pages == pages {

@@ -19,8 +19,12 @@ use crate::send::{is_zero, PageSender};
 
 /// The first count after the scan; each of the next after one and a half times as long.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
-/// How long padding is sent.
+/// How long padding is sent at least.
 const PROBE_FOR: Duration = Duration::from_millis(400);
+/// And at most: a link that is so slow or so far away needs longer until it shows its rate.
+const PROBE_FOR_MAX: Duration = Duration::from_secs(3);
+/// So much at once says something of the rate: less may have vanished in a socket's buffer.
+const PROBE_BYTES_ENOUGH: usize = 4 << 20;
 /// Padding that is sent at most: a link of 1.5 GB/s is not filled for longer than it takes to see its rate.
 const PROBE_BYTES_MAX: usize = 512 << 20;
 /// Padding before the first answer; twice as much each time, while the answer comes soon.
@@ -90,6 +94,17 @@ impl Look {
     }
 }
 
+impl Look {
+    /// The last count is a scan: it also knows of memory that cannot be looked at without clearing its marks.
+    fn end<W: Workload>(&mut self, workload: &mut W) -> Result<()> {
+        let since = self.begun.elapsed();
+        let scanned = workload.scan().map_err(Error::workload)?;
+        let pages = scanned.scan.written.iter().map(|run| run.count).sum();
+        self.dirty.add((since + self.begun.elapsed()) / 2, pages);
+        Ok(())
+    }
+}
+
 /// Looks at a tracked workload for so long, and at the link meanwhile.
 pub(crate) fn look<W: Workload>(
     workload: &mut W,
@@ -106,6 +121,7 @@ pub(crate) fn look<W: Workload>(
     let mut look = Look::begin(scanned);
     let mut probe = Probe::new();
     probe.ping(sender, inbox)?;
+    probe.begun = Instant::now();
     while !probe.is_over() {
         probe.round(sender, inbox)?;
         look.count(workload)?;
@@ -120,9 +136,8 @@ pub(crate) fn look<W: Workload>(
         inbox.pause(look.begun + look.next.min(look_for))?;
         look.count(workload)?;
     }
-    look.next = Duration::ZERO;
-    look.count(workload)?;
-    let (link_bandwidth, round_trip) = probe.result();
+    look.end(workload)?;
+    let (link_bandwidth, round_trip) = probe.result()?;
     let pace = content.pace(link_bandwidth);
     Ok(Measurement {
         looked_for: look.begun.elapsed(),
@@ -166,6 +181,8 @@ struct Probe {
     bandwidth: Bandwidth,
     bytes: usize,
     round_bytes: usize,
+    /// Bytes of the last round.
+    largest: usize,
 }
 
 impl Probe {
@@ -177,11 +194,15 @@ impl Probe {
             bandwidth: Bandwidth::default(),
             bytes: 0,
             round_bytes: PROBE_BYTES_FIRST,
+            largest: 0,
         }
     }
 
+    /// After a while, if as much came through at once as says something; after a long while at any rate.
     fn is_over(&self) -> bool {
-        self.begun.elapsed() >= PROBE_FOR || self.bytes >= PROBE_BYTES_MAX
+        let begun = self.begun.elapsed();
+        let enough = begun >= PROBE_FOR && self.largest >= PROBE_BYTES_ENOUGH;
+        enough || begun >= PROBE_FOR_MAX || self.bytes >= PROBE_BYTES_MAX
     }
 
     fn answer(&mut self, sender: &mut PageSender, inbox: &mut Inbox, bytes: usize) -> Result<Duration> {
@@ -204,15 +225,17 @@ impl Probe {
         self.bandwidth
             .add(self.round_bytes as u64, took.saturating_sub(self.round_trip));
         self.bytes += self.round_bytes;
-        if took < PROBE_ROUND {
+        self.largest = self.round_bytes;
+        if took.saturating_sub(self.round_trip) < PROBE_ROUND {
             self.round_bytes = (self.round_bytes * 2).min(PROBE_BYTES_ROUND);
         }
         Ok(())
     }
 
     /// Bytes per second, and the round trip.
-    fn result(&self) -> (u64, Duration) {
-        (self.bandwidth.rate().unwrap_or(1).max(1), self.round_trip)
+    fn result(&self) -> Result<(u64, Duration)> {
+        let rate = self.bandwidth.rate().ok_or(Error::Unmeasured)?;
+        Ok((rate, self.round_trip))
     }
 }
 

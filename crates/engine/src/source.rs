@@ -31,6 +31,9 @@ use crate::trace::{Trace, TracedMigration, TracedResidual};
 /// How long the controller itself asks a destination that it lost after the offer, before it leaves that to the guardian.
 pub const ASK_FOR: Duration = Duration::from_secs(30);
 
+/// How long a destination that was only asked may take to hang up.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
+
 /// How often it is told how the residual phase goes.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -103,7 +106,8 @@ pub fn ask<W: Workload>(
 /// workload as for one that comes, and puts that away again; the workload runs on, tracked meanwhile.
 ///
 /// # Errors
-/// Why it cannot move, or not to there, or that the user does not want to wait any longer. It runs on untouched.
+/// Why it cannot move, or not to there, or that the user does not want to wait any longer. It runs on; if the tracking could not be taken
+/// from it, the journal is left for the guardian.
 pub fn measure<W: Workload>(
     workload: &mut W,
     options: SourceOptions,
@@ -197,9 +201,14 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         // A guardian undoes the tracking if we are killed.
         let mut journal = self.options.journals.create(self.record())?;
         let measured = self.measure_tracked(spec, look_for, &mut journal);
-        self.workload.release(Outcome::Stays).map_err(Error::workload)?;
-        journal.remove()?;
-        measured
+        let released = self.workload.release(Outcome::Stays).map_err(Error::workload);
+        match (released.and_then(|()| journal.remove()), measured) {
+            (Err(left), Err(first)) => {
+                self.timeline.observer.warning(&left.to_string());
+                Err(first)
+            }
+            (left, measured) => left.and(measured),
+        }
     }
 
     fn measure_tracked(
@@ -213,9 +222,13 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         self.begin_tracking(Mode::Live, journal)?;
         let before = self.timeline.elapsed();
         let mut sender = PageSender::new(bulk, self.options.destination.clone());
-        let mut found = look(self.workload, &mut sender, &mut self.line.inbox, look_for)?;
+        let found = look(self.workload, &mut sender, &mut self.line.inbox, look_for);
+        // Said in any case, so that `receive` goes on waiting; it hangs up when it has read that.
+        let said = sender.enough();
+        let mut found = found?;
+        said?;
+        self.line.inbox.wait_gone(GOODBYE_MAX);
         found.measured.costs.before = before;
-        sender.enough()?;
         Ok(found)
     }
 
@@ -314,7 +327,7 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
             pages = pages.paced();
         }
         self.rounds(sender.insert(pages), journal)?;
-        self.serve_from_now_on()?;
+        self.serve_from_now_on(journal)?;
         journal.set_resources(self.workload.resources())
     }
 
@@ -328,10 +341,10 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
     }
 
     /// The destination may need pages while it still builds.
-    fn serve_from_now_on(&mut self) -> Result<()> {
+    fn serve_from_now_on(&mut self, journal: &mut Journal) -> Result<()> {
         let pages = self.options.migration.residual();
         if pages.is_empty() {
-            return Ok(());
+            return journal.forget_residual();
         }
         let trace = self.options.trace.clone();
         let stores = Stores {

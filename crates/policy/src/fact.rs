@@ -148,13 +148,13 @@ impl Facts {
         self.groups.retain(|group| !group.pages.is_empty());
     }
 
-    /// The pages of which something is known that `wanted` picks. Targets are those of the group's page 0.
+    /// The pages of which something is known that `wanted` picks and that no write has overtaken. Targets are those of the group's page 0.
     pub fn pages_of(&self, wanted: impl Fn(Knowledge) -> bool) -> Pages {
         let mut pages = Pages::new();
         let picked = self
             .groups
             .iter()
-            .filter(|group| wanted(group.knowledge.at(Page::FIRST)));
+            .filter(|group| group.expiry == Expiry::WhenWritten && wanted(group.knowledge.at(Page::FIRST)));
         picked.for_each(|group| pages.union_with(&group.pages));
         pages
     }

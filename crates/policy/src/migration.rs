@@ -569,13 +569,19 @@ impl Migration {
 
     /// In the middle of a round: go on, or freeze now?
     fn reconsider(&mut self, now: Duration) {
-        let left = self.sending.left_pages;
-        let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
-        let verdict = strategy.reconsider(&self.round_facts(now, left));
-        self.strategy = strategy;
+        let verdict = self.consult(now, |strategy, facts| strategy.reconsider(facts));
         if let Some(reason) = verdict {
             self.cut_round_short(now, reason);
         }
+    }
+
+    /// Asks the strategy in the middle of a round.
+    fn consult<T>(&mut self, now: Duration, ask: impl FnOnce(&mut dyn Strategy, &RoundFacts<'_>) -> T) -> T {
+        let left = self.sending.left_pages;
+        let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
+        let answer = ask(&mut *strategy, &self.round_facts(now, left));
+        self.strategy = strategy;
+        answer
     }
 
     fn cut_round_short(&mut self, now: Duration, reason: StopReason) {
@@ -654,7 +660,10 @@ impl Migration {
         let mut strategy = core::mem::replace(&mut self.strategy, Box::new(StopCopy));
         let facts = self.round_facts(now, owed_pages);
         let decision = match (strategy.decide(&facts), facts.limit_reached()) {
-            (Decision::Round, Some(limit)) => Decision::Freeze(limit),
+            (Decision::Round, Some(limit)) => {
+                strategy.stopped_by(&facts, limit);
+                Decision::Freeze(limit)
+            }
             (decision, _) => decision,
         };
         self.strategy = strategy;
@@ -743,6 +752,9 @@ impl Migration {
         self.account(sent)?;
         let spent = self.limits.traffic_pages_left(self.memory_pages, self.sent.sent) == 0;
         if spent && !self.sending.is_done() {
+            self.consult(now, |strategy, facts| {
+                strategy.stopped_by(facts, StopReason::Traffic)
+            });
             self.cut_round_short(now, StopReason::Traffic);
         } else {
             self.end_round_if_done(now);
@@ -832,9 +844,15 @@ impl Migration {
     fn bandwidth(&self) -> Option<u64> {
         let rate = self.bandwidth.rate().or(self.hints.bandwidth);
         match (rate, self.limits.bandwidth_max) {
-            (Some(rate), Some(max)) => Some(rate.min(max)),
+            (Some(rate), Some(max)) => Some(rate.min(self.pages_for(max))),
             (rate, max) => rate.or(max),
         }
+    }
+
+    /// Bytes of pages for so many bytes on the wire, as they were packed so far.
+    fn pages_for(&self, wire_bytes: u64) -> u64 {
+        let share = self.wire_share().unwrap_or(1.0).clamp(0.01, 1.0);
+        (wire_bytes as f64 / share) as u64
     }
 
     /// What is owed counts only if it has to travel while the workload is frozen.

@@ -70,10 +70,20 @@ fn run(first: u64, count: u64) -> PageRun {
 
 /// Runs until the hand-over.
 fn moved(set: u64, rate: f64, min: Option<Aim>) -> Migration {
+    moved_within(Limits::default(), set, rate, min)
+}
+
+/// The same within these limits.
+fn moved_within(limits: Limits, set: u64, rate: f64, min: Option<Aim>) -> Migration {
     let costs = Costs {
         stop: Duration::from_millis(8),
         ..Costs::default()
     };
+    moved_at(costs, limits, set, rate, min)
+}
+
+/// The same for a workload with these costs.
+fn moved_at(costs: Costs, limits: Limits, set: u64, rate: f64, min: Option<Aim>) -> Migration {
     let goals = Goals {
         downtime_max: Duration::from_millis(50),
         min,
@@ -83,7 +93,7 @@ fn moved(set: u64, rate: f64, min: Option<Aim>) -> Migration {
         fixed_cost: costs.stop,
         ..Hints::default()
     };
-    let mut migration = Migration::new(Box::new(auto), Limits::default(), hints);
+    let mut migration = Migration::new(Box::new(auto), limits, hints);
     let mut world = Imagined {
         memory: 50_000,
         set,
@@ -184,4 +194,35 @@ fn what_it_foresees_of_a_calm_workload_comes_true() {
         (prediction.bytes.likely / sent as f64 - 1.0).abs() < 0.05,
         "{prediction:?} for {sent}"
     );
+}
+
+#[test]
+fn a_limit_that_ends_the_rounds_does_not_make_it_stand_still_for_all_the_rest() {
+    for (traffic_percent_max, rounds_max) in [(50, 30), (0, 30), (300, 0), (300, 1)] {
+        let limits = Limits {
+            traffic_percent_max,
+            rounds_max,
+            ..Limits::default()
+        };
+        let migration = moved_within(limits, 30_000, 20_000.0, None);
+        let frozen: u64 = migration
+            .rounds()
+            .iter()
+            .filter(|round| round.frozen)
+            .map(|round| round.pages_sent)
+            .sum();
+        assert!(frozen < 2_000, "{limits:?}: {frozen} pages while it was frozen");
+        assert!(migration.residual().len() > 10_000, "{limits:?}");
+    }
+}
+
+#[test]
+fn who_cannot_be_below_the_limit_at_all_is_not_cut_in_two_for_little() {
+    let costs = Costs {
+        stop: Duration::from_millis(70),
+        arm: Duration::from_millis(2),
+        ..Costs::default()
+    };
+    let migration = moved_at(costs, Limits::default(), 1_000, 500.0, None);
+    assert!(migration.residual().is_empty(), "{:?}", migration.choice());
 }

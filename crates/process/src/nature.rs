@@ -5,6 +5,8 @@ use std::time::Duration;
 use whimbrel_engine::Nature;
 use whimbrel_kernel::proc;
 
+use crate::spec::resident_bytes;
+
 /// Freeze, capture, rebuild and start of a process with one thread. These figures were measured on two cores of a virtual machine, Linux 6.18.
 const STOP: Duration = Duration::from_micros(4000);
 /// For each thread more: its registers are read, it is made and filled.
@@ -28,7 +30,7 @@ pub fn of(pid: i32) -> Nature {
     let mappings = proc::text(pid, "maps").map_or(0, |maps| maps.lines().count()) as u32;
     let others = u32::try_from(threads.saturating_sub(1)).unwrap_or(u32::MAX);
     let memory = memory(&proc::text(pid, "smaps_rollup").unwrap_or_default());
-    let mib = memory.iter().map(|(_, bytes)| bytes >> 20).sum::<u64>();
+    let mib = resident_bytes(pid) >> 20;
     Nature {
         memory,
         state_bytes: STATE_BYTES + STATE_BYTES_PER_THREAD * threads,
@@ -52,9 +54,9 @@ fn memory(rollup: &str) -> Vec<(String, u64)> {
     let shared = kib("Pss_Shmem:").unwrap_or(0);
     let kinds = [
         ("anonymous", anonymous),
+        ("of which huge", kib("AnonHugePages:").unwrap_or(0)),
         ("shared", shared),
         ("file", all.saturating_sub(anonymous).saturating_sub(shared)),
-        ("huge", kib("AnonHugePages:").unwrap_or(0)),
     ];
     let named = |(name, kib): (&str, u64)| (name.to_owned(), kib << 10);
     kinds.into_iter().filter(|(_, kib)| *kib > 0).map(named).collect()

@@ -109,10 +109,18 @@ pub fn choose(predictions: &[Prediction], goals: &Goals) -> Option<Choice> {
     let within = |p: &&Prediction| aim == Aim::Downtime || p.downtime_s.likely <= limit;
     let least = |aim: Aim| move |a: &&Prediction, b: &&Prediction| aim.of(a).total_cmp(&aim.of(b));
     let best = predictions.iter().filter(within).min_by(least(aim));
+    let rank = |p: &&Prediction| {
+        Course::ALL
+            .iter()
+            .position(|course| course.name() == p.course.name())
+    };
     let Some(best) = best else {
         let closest = predictions.iter().min_by(least(Aim::Downtime))?;
+        let bearable = closest.downtime_s.likely * (1.0 + TOLERANCE_PERCENT_UNASKED / 100.0);
+        let good_enough = |p: &&Prediction| p.downtime_s.likely <= bearable;
+        let taken = predictions.iter().filter(good_enough).min_by_key(rank)?;
         return Some(Choice {
-            course: closest.course,
+            course: taken.course,
             why: Why::NoneWithinDowntime,
         });
     };
@@ -121,7 +129,6 @@ pub fn choose(predictions: &[Prediction], goals: &Goals) -> Option<Choice> {
         None => TOLERANCE_PERCENT_UNASKED,
     };
     let bearable = aim.of(best) * (1.0 + percent / 100.0);
-    let rank = |p: &&Prediction| Course::ALL.iter().position(|course| *course == p.course);
     let good_enough = |p: &&Prediction| aim.of(p) <= bearable;
     let taken = predictions
         .iter()

@@ -245,7 +245,7 @@ fn the_choice_keeps_the_limit_then_the_aim_then_safety() {
     assert_eq!(
         chosen(1, None),
         Choice {
-            course: Course::PostCopy,
+            course: hybrid,
             why: Why::NoneWithinDowntime
         }
     );
@@ -256,6 +256,16 @@ fn the_choice_keeps_the_limit_then_the_aim_then_safety() {
             why: Why::OnlyOneWithinDowntime
         }
     );
+    let alike = [
+        prediction(Course::PreCopy, 2.0, 0.074, 300.0),
+        prediction(Course::PostCopy, 1.05, 0.070, 100.0),
+    ];
+    let goals = Goals {
+        downtime_max: Duration::from_millis(50),
+        min: None,
+    };
+    let taken = choose(&alike, &goals).unwrap();
+    assert_eq!(taken.course, Course::PreCopy, "four milliseconds are no reason");
     assert_eq!(
         choose(
             &[],

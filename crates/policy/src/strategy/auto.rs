@@ -80,11 +80,25 @@ impl Auto {
         let predict = |course: &Course| predict(&measured, facts.limits, &position, *course);
         let predictions: Vec<Prediction> = open.iter().map(predict).collect();
         let choice = choose(&predictions, &self.goals)?;
-        if self.choice.map(|before| before.course) != Some(choice.course) {
-            self.prediction = predictions.into_iter().find(|p| p.course == choice.course);
-        }
-        self.choice = Some(choice);
+        let prediction = predictions.into_iter().find(|p| p.course == choice.course);
+        self.keep(facts.rounds, choice, prediction);
         Some(choice)
+    }
+
+    /// Remembers what was chosen, and what it was expected to come to when it was chosen first.
+    fn keep(&mut self, rounds: u32, choice: Choice, prediction: Option<Prediction>) {
+        let course = match choice.course {
+            // What follows then are only the pages that passes left.
+            Course::PostCopy if rounds > 0 => Course::Hybrid { passes: rounds },
+            course => course,
+        };
+        if self
+            .choice
+            .is_none_or(|before| before.course.name() != course.name())
+        {
+            self.prediction = prediction.map(|prediction| Prediction { course, ..prediction });
+        }
+        self.choice = Some(Choice { course, ..choice });
     }
 
     fn freeze(&mut self, leaves_residue: bool) -> StopReason {
@@ -92,25 +106,29 @@ impl Auto {
         StopReason::Foreseen
     }
 
-    /// Rounds have come to their end. Below the limit the rest goes while it is frozen, else it follows.
-    fn end_of_rounds(&mut self, facts: &RoundFacts<'_>, reason: StopReason) -> Decision {
+    /// Rounds have come to their end. Below the limit the rest goes while it is frozen, and also if it would hardly be down for longer
+    /// than without it; else it follows.
+    fn end_of_rounds(&mut self, facts: &RoundFacts<'_>, reason: StopReason) {
         let within = matches!(reason, StopReason::NothingDirty | StopReason::PredictedDowntime);
-        let bearable = facts
+        let fixed = self.costs.stop.saturating_add(self.costs.arm);
+        let bearable = self.goals.downtime_max.max(fixed + fixed / 10);
+        let is_short = facts
             .predicted_downtime
-            .is_some_and(|downtime| downtime <= self.goals.downtime_max);
-        let course = match within || bearable {
+            .is_some_and(|downtime| downtime <= bearable);
+        let open = match within || is_short {
             true => Course::PreCopy,
             false => Course::PostCopy,
         };
-        if self.choice.map(|choice| choice.course) != Some(course) {
-            self.weigh(facts, &[course]);
-            self.choice = Some(Choice {
-                course,
+        let before = self.choice;
+        self.weigh(facts, &[open]);
+        self.choice = self.choice.map(|now| match before {
+            Some(before) if before.course.name() == now.course.name() => before,
+            _ => Choice {
                 why: Why::EndOfRounds,
-            });
-        }
-        self.leaves_residue = course == Course::PostCopy;
-        Decision::Freeze(reason)
+                ..now
+            },
+        });
+        self.leaves_residue = open == Course::PostCopy;
     }
 }
 
@@ -153,8 +171,9 @@ impl Strategy for Auto {
 
     fn reconsider(&mut self, facts: &RoundFacts<'_>) -> Option<StopReason> {
         let (scanned, after) = self.look?;
-        self.look = Some((scanned, after.saturating_mul(2)));
-        if after < DECIDING_LOOK || facts.owed_pages == 0 {
+        // Late looks are not caught up with.
+        self.look = Some((scanned, after.max(facts.since_scan).saturating_mul(2)));
+        if facts.since_scan < DECIDING_LOOK || facts.owed_pages == 0 {
             return None;
         }
         match self.weigh(facts, &Course::ALL)?.course {
@@ -164,16 +183,23 @@ impl Strategy for Auto {
         }
     }
 
+    fn stopped_by(&mut self, facts: &RoundFacts<'_>, limit: StopReason) {
+        self.end_of_rounds(facts, limit);
+    }
+
     fn decide(&mut self, facts: &RoundFacts<'_>) -> Decision {
         let by_rounds = self.precopy.decide(facts);
-        if facts.rounds == 0 {
+        if facts.rounds == 0 && by_rounds == Decision::Round {
             self.look = Some((facts.elapsed, FIRST_LOOK));
-            return by_rounds;
+            return Decision::Round;
         }
         // The looks were at what is written since the first scan.
         self.look = None;
         match by_rounds {
-            Decision::Freeze(reason) => self.end_of_rounds(facts, reason),
+            Decision::Freeze(reason) => {
+                self.end_of_rounds(facts, reason);
+                Decision::Freeze(reason)
+            }
             Decision::Round => match self.weigh(facts, &[Course::PreCopy, Course::PostCopy]) {
                 Some(choice) if choice.course == Course::PostCopy => Decision::Freeze(self.freeze(true)),
                 _ => Decision::Round,

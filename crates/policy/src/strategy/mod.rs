@@ -156,6 +156,10 @@ pub trait Strategy: fmt::Debug + Send {
         None
     }
 
+    /// A limit ends the rounds, whatever it would say: it is frozen now. With the pages of the round that are still to be sent as the owed
+    /// ones.
+    fn stopped_by(&mut self, _facts: &RoundFacts<'_>, _limit: StopReason) {}
+
     /// What it has chosen, if it chooses.
     fn choice(&self) -> Option<Choice> {
         None

@@ -247,9 +247,6 @@ fn migration(scenario: &Scenario) -> Result<(), Wrong> {
     if migration.min.is_some() && migration.strategy != StrategyKind::Auto {
         return wrong("migration.min", "belongs to the strategy auto");
     }
-    if migration.to_the_limits && migration.strategy != StrategyKind::Precopy {
-        return wrong("migration.to-the-limits", "belongs to precopy");
-    }
     if migration.strategy == StrategyKind::Guide
         && !matches!(migration.prepaging, None | Some(PrePagingKind::Guide))
     {
