@@ -257,7 +257,9 @@ impl Pace {
     /// A piece that was `assumed` to have so many bytes has `bytes`.
     pub fn corrected(&mut self, assumed: u64, bytes: u64) {
         let share = (bytes as f64 / assumed.max(1) as f64).min(1.0);
-        self.share = self.share * (1.0 - SHARE_WEIGHT) + share * SHARE_WEIGHT;
+        // Pages of zeros lie together: after them the next pieces are whole. Believed too late, each would be many times too long, and with
+        // that much under way nothing could follow before it has arrived.
+        self.share = share.max(self.share * (1.0 - SHARE_WEIGHT) + share * SHARE_WEIGHT);
         self.in_flight = self.in_flight.saturating_sub(assumed).saturating_add(bytes);
     }
 
@@ -408,6 +410,21 @@ mod tests {
 
     fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn one_whole_piece_ends_what_pages_of_zeros_have_taught() {
+        let path = Path {
+            round_trip: Some(us(200)),
+            bandwidth: Some(100_000_000),
+        };
+        let mut pace = Pace::new(1 << 20, path);
+        let pages = pace.piece_pages();
+        let bytes = pages * PAGE_SIZE;
+        (0..50).for_each(|_| pace.corrected(bytes, 24));
+        assert!(pace.piece_pages() > 4 * pages);
+        pace.corrected(bytes, bytes);
+        assert_eq!(pace.piece_pages(), pages);
     }
 
     /// A link with one queue: from each time on it has this rate (bytes per second, 0 for a stall) and round trip.

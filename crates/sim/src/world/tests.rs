@@ -129,6 +129,17 @@ fn postcopy_sends_each_page_once_and_its_downtime_does_not_grow() {
 }
 
 #[test]
+fn pages_of_zeros_leave_the_link_to_the_others() {
+    let text = "memory = { size = \"100000 pages\", zero = 0.1 }
+        link = { rate = \"100MB/s\", latency = \"100us\" }
+        migration = { strategy = \"postcopy\" }";
+    let outcome = checked(&scenario(text));
+    assert_eq!(outcome.pages_sent + outcome.pages_zero, 100_000);
+    let least = (outcome.pages_sent * 4096) as f64 / 100e6;
+    assert!(outcome.resume_s < 1.03 * least, "{} {least}", outcome.resume_s);
+}
+
+#[test]
 fn demand_paging_alone_never_ends() {
     let text = "end = \"20s\"\nguest = { load = [{ model = \"uniform\", rate = \"1000/s\", size = \"1000 pages\" }] }
         migration = { strategy = \"postcopy\", prepaging = \"demand\" }";
