@@ -208,7 +208,7 @@ pub struct MigrateArgs {
     /// auto: what to save beside the downtime [default: time, but rather by a strategy that needs only one machine at any time]
     #[arg(long, value_enum)]
     pub min: Option<Saving>,
-    /// Switch over as soon as the predicted downtime is at most this
+    /// auto: a longer downtime only if nothing else is possible. precopy: switch over as soon as the predicted downtime is at most this
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::duration)]
     pub max_downtime: Duration,
     /// Send pages at most at this rate, like 1gbit or 100MB/s

@@ -1,6 +1,8 @@
 //! `whimbrel plan`: measures a workload and the way to a destination, and says what each strategy would cost.
 
 use std::fmt::{self, Write};
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -28,7 +30,8 @@ const INTERVALS: [Duration; 4] = [
 
 /// Measures, predicts and prints.
 pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
-    let plan = subject::with(&args.workload, Look(args))?;
+    let cancel = interrupt::watch()?;
+    let plan = subject::with(&args.workload, Look { args, cancel })?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&plan.report())?);
     } else {
@@ -37,13 +40,16 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Look<'a>(&'a PlanArgs);
+struct Look<'a> {
+    args: &'a PlanArgs,
+    cancel: Arc<AtomicBool>,
+}
 
 impl Task for Look<'_> {
     type Done = Plan;
 
     fn carry_out<W: Workload>(self, workload: &mut W, name: String) -> anyhow::Result<Plan> {
-        let args = self.0;
+        let args = self.args;
         let limits = Limits {
             downtime_max: args.max_downtime,
             bandwidth_max: args.max_bandwidth,
@@ -63,7 +69,7 @@ impl Task for Look<'_> {
             followed: true,
             ask_for: ASK_FOR,
             journals: host::journals(),
-            cancel: interrupt::watch()?,
+            cancel: self.cancel,
         };
         let mut watch = Watch::new(None)?;
         let measured = measure(workload, options, args.look_for, &mut watch);

@@ -197,7 +197,8 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
         self.begin(Phase::Check)?;
         let spec = self.workload.describe().map_err(Error::workload)?;
         self.begin(Phase::Connect)?;
-        self.connect()?;
+        // A user who has enough does not cut the connection: the destination is to hear that nothing comes.
+        self.connect_until(Arc::default())?;
         // A guardian undoes the tracking if we are killed.
         let mut journal = self.options.journals.create(self.record())?;
         let measured = self.measure_tracked(spec, look_for, &mut journal);
@@ -285,11 +286,16 @@ impl<'w, 'o, W: Workload> Source<'w, 'o, W> {
     }
 
     fn connect(&mut self) -> Result<()> {
+        self.connect_until(Arc::clone(&self.options.cancel))
+    }
+
+    /// The connections are cut when `cancel` is set.
+    fn connect_until(&mut self, cancel: Arc<AtomicBool>) -> Result<()> {
         let stream = self.dial(StreamKind::Control)?;
         let options = LinkOptions {
             peer: self.options.destination.clone(),
             timeout: self.options.link_timeout,
-            cancel: Arc::clone(&self.options.cancel),
+            cancel,
             cut: self.cut.clone(),
         };
         self.line.control = Some(ControlLink::start(stream, options, self.sender.clone())?);

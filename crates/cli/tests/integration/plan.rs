@@ -93,6 +93,23 @@ fn a_calm_program_needs_only_one_machine_at_any_time() {
     let rig = Rig::new(&[programs::c("counter").unwrap()]);
     rig.run("counter 64");
     rig.more_steps(Side::Alpha, 5);
+    let text = rig.plan_text(Side::Alpha, NAME, "--for 500ms");
+    println!("{text}");
+    for line in [
+        "memory ",
+        "writes ",
+        "link ",
+        "precopy ",
+        "stopcopy ",
+        "hybrid ",
+        "postcopy ",
+        "precopy: ",
+    ] {
+        assert!(
+            text.lines().any(|found| found.starts_with(line)),
+            "{line}: {text}"
+        );
+    }
     let record = rig.moved(Side::Alpha, &How::with("--strategy auto"));
     assert_foreseen(&record);
     assert!(record["residual"].is_null(), "{record}");
@@ -123,6 +140,35 @@ fn a_plan_that_is_killed_leaves_nothing_behind() {
         rig.more_steps(Side::Alpha, 5);
     }
     rig.moved(Side::Alpha, &How::default());
+    rig.more_steps(Side::Beta, 5);
+    rig.finish(Side::Beta);
+}
+
+#[test]
+fn a_plan_that_is_cancelled_leaves_the_key_good() {
+    let rig = Rig::new(&[programs::c("counter").unwrap()]);
+    rig.run("counter 64");
+    rig.more_steps(Side::Alpha, 2);
+    let (mut receive, key) = rig.receive(Side::Beta, &How::default());
+    let words = ["whimbrel", "plan", NAME, "10.77.0.2:7440", "--for", "60s"];
+    let command = rig.host(Side::Alpha).command(words);
+    let mut plan = command.env("WHIMBREL_KEY", key.as_str()).spawn().unwrap();
+    plan.line_with("track", crate::rig::LONG).unwrap();
+    plan.interrupt().unwrap();
+    let finished = plan.wait(crate::rig::LONG).unwrap();
+    assert!(
+        !finished.success() && finished.output.contains("cancelled"),
+        "{finished:?}"
+    );
+    let words = ["whimbrel", "migrate", NAME, "10.77.0.2:7440"];
+    let command = rig.host(Side::Alpha).command(words);
+    let moved = command.env("WHIMBREL_KEY", key).finish(crate::rig::LONG).unwrap();
+    assert!(
+        moved.success() && moved.output.contains("chose "),
+        "{moved:?}\n{}",
+        receive.output()
+    );
+    receive.wait(crate::rig::LONG).unwrap();
     rig.more_steps(Side::Beta, 5);
     rig.finish(Side::Beta);
 }

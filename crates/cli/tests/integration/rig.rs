@@ -171,11 +171,18 @@ impl Rig {
         self.record(from)
     }
 
-    /// What `plan` says of a workload, as JSON. The `receive` that it asks is not used up by it, and ended.
+    /// What `plan` says of a workload, as JSON.
     pub fn plan(&self, from: Side, workload: &str, arguments: &str) -> Value {
+        let text = self.plan_text(from, workload, &format!("--json {arguments}"));
+        let json = text.find('{').map_or("", |at| &text[at..]);
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// What `plan` says of a workload, and of its phases. The `receive` that it asks is not used up by it, and ended.
+    pub fn plan_text(&self, from: Side, workload: &str, arguments: &str) -> String {
         let (mut receive, key) = self.receive(from.other(), &How::default());
         let to = self.listens_at(from.other()).to_string();
-        let words = ["whimbrel", "plan", workload, &to, "--json"].into_iter();
+        let words = ["whimbrel", "plan", workload, &to].into_iter();
         let command = self.host(from).command(words.chain(arguments.split_whitespace()));
         let finished = command.env("WHIMBREL_KEY", key).finish(LONG).unwrap();
         assert!(
@@ -186,9 +193,7 @@ impl Rig {
         assert!(!receive.ended(), "receive: {}", receive.output());
         receive.interrupt().unwrap();
         receive.wait(LONG).unwrap();
-        let text = &finished.output;
-        let json = text.find('{').map_or("", |at| &text[at..]);
-        serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
+        finished.output
     }
 
     fn listens_at(&self, side: Side) -> SocketAddr {
