@@ -58,7 +58,7 @@ impl World<'_> {
                 break;
             };
             if when > self.scenario.end.0 {
-                self.now = self.now.max(self.scenario.end.0) + Duration::from_nanos(1);
+                self.now = self.now.max(self.scenario.end.0);
                 continue;
             }
             self.now = when;
@@ -158,7 +158,7 @@ impl World<'_> {
         }
         while let Some((at, task)) = next_of(&residue.next, &self.guest.tasks, vcpu) {
             let is_other_before = self.due.peek().is_some_and(|Reverse((when, ..))| *when < at);
-            if is_other_before {
+            if is_other_before || at > self.scenario.end.0 || self.is_over() {
                 return self.at(at, Due::Vcpu(vcpu));
             }
             self.now = self.now.max(at);
@@ -256,7 +256,7 @@ impl World<'_> {
         };
         let followed = self.followed(residue);
         let stepped = forward.step(self.now, &followed);
-        self.book.events += stepped.touched.len() as u64;
+        self.book.events += stepped.accesses;
         self.book.cpu(stepped.ran);
         for &(vcpu, number) in &stepped.touched {
             residue.residual.aim(ThreadId(vcpu), page(number));
@@ -264,6 +264,7 @@ impl World<'_> {
         if stepped.wants_jump {
             let next = self.next_in_running_time(residue, &followed);
             forward.jump(&self.guest, next, &followed);
+            self.looked_at_all();
         }
         if !stepped.is_over {
             self.at(self.now + GUIDE_STEP, Due::Guide);

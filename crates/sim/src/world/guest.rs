@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::bits::{run, Bits};
+use super::bits::{run, Bits, WORD_PAGES};
 use super::model::{model, Model};
 use super::random::Random;
 use crate::scenario::Scenario;
 
 /// Longer than any simulation.
 const HELD: Duration = Duration::from_secs(1 << 40);
+/// Accesses that are made at once at most, so that the limit on events is looked at now and then.
+const ACCESSES_AT_ONCE: f64 = (1 << 20) as f64;
 /// Zero pages lie in groups of so many.
 const ZERO_GROUP_PAGES: u64 = 64;
 
@@ -18,10 +20,13 @@ pub(crate) struct Marks {
     pub dirty: Bits,
     /// How often each page was written, if somebody checks.
     pub versions: Option<Vec<u32>>,
+    /// Draws and words of marks that were needed for them: what it costs to simulate.
+    pub work: u64,
 }
 
 impl Marks {
     pub fn write(&mut self, page: u64) {
+        self.work += 1;
         self.dirty.insert(page);
         if let Some(versions) = &mut self.versions {
             versions[page as usize] += 1;
@@ -29,6 +34,7 @@ impl Marks {
     }
 
     pub fn write_range(&mut self, first: u64, count: u64) {
+        self.work += 1 + count / WORD_PAGES;
         self.dirty.insert_range(first, count);
         if let Some(versions) = &mut self.versions {
             versions[first as usize..(first + count) as usize]
@@ -85,6 +91,8 @@ pub(crate) struct Guest {
     stalls: Vec<Duration>,
     pub tasks: Vec<Task>,
     pub vcpus: u32,
+    /// It is not run for longer at once.
+    pub step_max: Duration,
     pub marks: Marks,
     /// Pages that are full of zeros, unless they are marked.
     pub zero: Bits,
@@ -123,7 +131,9 @@ impl Guest {
             marks: Marks {
                 dirty: Bits::new(pages),
                 versions: None,
+                work: 0,
             },
+            step_max: step_max(scenario),
             zero: zero_pages(scenario),
             written: Bits::new(pages),
             absent: Bits::new(pages),
@@ -135,6 +145,7 @@ impl Guest {
 
     /// Runs for so long, with only the marks to show for it.
     pub fn run(&mut self, time: Duration) {
+        self.marks.work += 1 + self.tasks.len() as u64;
         let slowed = time.mul_f64(1.0 - self.speed);
         self.lost += slowed * self.vcpus;
         let runs: Vec<f64> = self
@@ -161,6 +172,11 @@ impl Guest {
                 self.collections.push(pause);
             }
         }
+    }
+
+    /// What was simulated since it was last asked for, in events.
+    pub fn take_work(&mut self) -> u64 {
+        std::mem::take(&mut self.marks.work)
     }
 
     /// The next access of a task.
@@ -218,6 +234,14 @@ impl Guest {
     }
 }
 
+/// The time of [`ACCESSES_AT_ONCE`].
+fn step_max(scenario: &Scenario) -> Duration {
+    let loads = scenario.guest.load.iter();
+    let rate: f64 = loads.filter_map(|load| load.rate).map(|rate| rate.0).sum();
+    // Less than one access a second needs no bound.
+    Duration::from_secs_f64(ACCESSES_AT_ONCE / rate.max(1.0)).max(Duration::from_nanos(1))
+}
+
 /// A trace goes by its own times.
 fn replay(
     task: &mut Task,
@@ -237,6 +261,7 @@ fn replay(
             marks.write(access.page);
         }
         task.left -= 1;
+        marks.work += 1;
         task.wait_ns = access.then_ns.unwrap_or(1.0);
     }
     task.wait_ns -= left_ns;

@@ -145,9 +145,10 @@ impl<'s> World<'s> {
 
     fn warm_up(&mut self) {
         let mut left = self.scenario.migration.after.0;
-        while !left.is_zero() {
-            let step = left.min(WARM_UP_STEP);
+        while !left.is_zero() && !self.is_over() {
+            let step = left.min(WARM_UP_STEP).min(self.guest.step_max);
             self.guest.run(step);
+            self.book.events += self.guest.take_work();
             left -= step;
         }
         self.guest.take_marks();
@@ -161,10 +162,12 @@ impl<'s> World<'s> {
         self.due.push(Reverse((when.max(self.now), self.due_count, due)));
     }
 
-    /// Time goes on up to `until`, and what is due meanwhile happens. Only before the switch-over.
+    /// Time goes on up to `until`, and what is due meanwhile happens. Only before the switch-over. It stops where a limit of the
+    /// simulation is reached: whoever waits in a loop has to ask [`World::is_over`].
     pub fn advance(&mut self, until: Duration) {
-        while let Some(Reverse((when, ..))) = self.due.peek() {
-            if *when > until {
+        let until = until.min(self.scenario.end.0);
+        while !self.is_over() {
+            if self.due.peek().is_none_or(|Reverse((when, ..))| *when > until) {
                 break;
             }
             let Some(Reverse((when, _, due))) = self.due.pop() else {
@@ -181,12 +184,16 @@ impl<'s> World<'s> {
     }
 
     fn run_guest(&mut self, until: Duration) {
-        let time = until.saturating_sub(self.now);
-        if self.is_running && !time.is_zero() {
-            self.guest.run(time);
-            self.note_collections();
+        while self.now < until && !self.is_over() {
+            let mut step = until - self.now;
+            if self.is_running {
+                step = step.min(self.guest.step_max);
+                self.guest.run(step);
+                self.book.events += self.guest.take_work();
+                self.note_collections();
+            }
+            self.now += step;
         }
-        self.now = self.now.max(until);
     }
 
     fn note_collections(&mut self) {
@@ -202,11 +209,16 @@ impl<'s> World<'s> {
         self.at(self.now + self.scenario.sample_every.0, Due::Sample);
     }
 
+    /// A look at the marks of all pages.
+    fn looked_at_all(&mut self) {
+        self.book.events += self.scenario.memory_pages() / bits::WORD_PAGES;
+    }
+
     /// Whether it has to end unfinished.
     fn is_over(&mut self) -> bool {
         let limit = if self.book.events > self.scenario.events_max {
             "the limit on events was reached (events-max)"
-        } else if self.now > self.scenario.end.0 {
+        } else if self.now >= self.scenario.end.0 {
             "the end of the simulated time was reached (end)"
         } else {
             return false;

@@ -1,6 +1,7 @@
 //! Whole migrations, against numbers that were worked out by hand.
 
 mod knowing;
+mod limits;
 
 use super::*;
 
