@@ -182,10 +182,8 @@ impl World<'_> {
         self.handle(rounds, Event::Sent(sent));
     }
 
-    /// Reads or packs a piece, queues it, and waits until the one before has left.
-    fn send_piece(&mut self, rounds: &mut Rounds, pages: u64, sent: &mut Sent) {
-        let begun = self.now;
-        let bytes = pages * PAGE_SIZE;
+    /// Bytes of pages are read or packed, whichever is better: how long that takes a core, and what travels.
+    pub(super) fn made_ready(&self, bytes: u64) -> (Duration, u64) {
         let host = &self.scenario.host;
         let is_packed = self.scenario.migration.packing && self.packing.is_packed();
         let (rate, share) = if is_packed {
@@ -193,8 +191,15 @@ impl World<'_> {
         } else {
             (host.read.0, 1.0)
         };
-        self.spend(time_for(bytes, rate));
-        let wire_bytes = FRAME_BYTES + (bytes as f64 * share) as u64;
+        (time_for(bytes, rate), FRAME_BYTES + (bytes as f64 * share) as u64)
+    }
+
+    /// Reads or packs a piece, queues it, and waits until the one before has left.
+    fn send_piece(&mut self, rounds: &mut Rounds, pages: u64, sent: &mut Sent) {
+        let begun = self.now;
+        let bytes = pages * PAGE_SIZE;
+        let (work, wire_bytes) = self.made_ready(bytes);
+        self.spend(work);
         let before = std::mem::replace(&mut rounds.left_at, self.link.send(self.now, wire_bytes));
         let waiting = before.saturating_sub(self.now);
         self.advance(self.now + waiting);
