@@ -181,7 +181,7 @@ impl World<'_> {
         let then = Duration::from_nanos(step.then_ns as u64);
         residue.next[task] = residue.next[task].map(|at| at + then);
         if !step.pause.is_zero() {
-            self.note_collections();
+            self.note_pauses();
             let model = self.guest.tasks[task].model;
             let of_model = self
                 .guest

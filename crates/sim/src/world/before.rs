@@ -74,6 +74,7 @@ impl World<'_> {
                 }
             }
             self.slow_down(&mut rounds);
+            self.link_rate = rounds.migration.link_rate();
             self.book.rounds(self.now, &rounds.migration);
         }
         self.book.migration(&rounds.migration, self.now);

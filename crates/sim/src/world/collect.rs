@@ -90,7 +90,7 @@ impl Collections {
 
     /// Collects where that is faster than sending.
     fn force(&mut self, world: &mut World<'_>, is_freeze: bool) {
-        let bandwidth = world.scenario.link.rate.0;
+        let bandwidth = world.bandwidth();
         for at in self.heaps.clone() {
             let regions = world.guest.models[at]
                 .heap()

@@ -89,6 +89,10 @@ pub(crate) struct Guest {
     pub models: Vec<Box<dyn Model>>,
     /// Time that each model still stands still.
     stalls: Vec<Duration>,
+    /// Whether each model stands still until it is released.
+    held: Vec<bool>,
+    /// Time for which everything still stands still, not of its own will.
+    still: Duration,
     pub tasks: Vec<Task>,
     pub vcpus: u32,
     /// It is not run for longer at once.
@@ -104,8 +108,8 @@ pub(crate) struct Guest {
     pub speed: f64,
     /// Time that it was held up by others than itself, summed over the vCPUs.
     pub lost: Duration,
-    /// Collections since they were last asked for.
-    pub collections: Vec<Duration>,
+    /// How long models stood still of their own will since it was last asked for, and for what.
+    pub pauses: Vec<(Duration, &'static str)>,
     randoms: Vec<Random>,
 }
 
@@ -122,6 +126,8 @@ impl Guest {
         let tasks = tasks(scenario);
         Guest {
             stalls: vec![Duration::ZERO; models.len()],
+            held: vec![false; models.len()],
+            still: Duration::ZERO,
             models,
             randoms: (0..tasks.len())
                 .map(|at| Random::new(scenario.seed, at as u64 + 1))
@@ -139,15 +145,20 @@ impl Guest {
             absent: Bits::new(pages),
             speed: 1.0,
             lost: Duration::ZERO,
-            collections: Vec::new(),
+            pauses: Vec::new(),
         }
     }
 
     /// Runs for so long, with only the marks to show for it.
     pub fn run(&mut self, time: Duration) {
         self.marks.work += 1 + self.tasks.len() as u64;
-        let slowed = time.mul_f64(1.0 - self.speed);
-        self.lost += slowed * self.vcpus;
+        let still = match self.held.contains(&true) {
+            true => time,
+            false => self.still.min(time),
+        };
+        self.still = self.still.saturating_sub(time);
+        let slowed = (time - still).mul_f64(1.0 - self.speed);
+        self.lost += (still + slowed) * self.vcpus;
         let runs: Vec<f64> = self
             .stalls
             .iter_mut()
@@ -169,7 +180,7 @@ impl Guest {
             };
             if !pause.is_zero() {
                 self.stalls[at] += pause;
-                self.collections.push(pause);
+                self.pauses.push((pause, model.waits_for()));
             }
         }
     }
@@ -183,9 +194,10 @@ impl Guest {
     pub fn step(&mut self, task: usize) -> Option<Step> {
         let one = &mut self.tasks[task];
         one.left = one.left.checked_sub(1)?;
-        let access = self.models[one.model].next(one.vcpu as usize, &mut self.randoms[task])?;
+        let model = &mut self.models[one.model];
+        let access = model.next(one.vcpu as usize, &mut self.randoms[task])?;
         if !access.pause.is_zero() {
-            self.collections.push(access.pause);
+            self.pauses.push((access.pause, model.waits_for()));
         }
         Some(Step {
             page: access.page,
@@ -198,16 +210,18 @@ impl Guest {
     /// A model stands still until it is released.
     pub fn hold(&mut self, model: usize) {
         self.stalls[model] = HELD;
+        self.held[model] = true;
     }
 
     /// It goes on.
     pub fn release(&mut self, model: usize) {
         self.stalls[model] = Duration::ZERO;
+        self.held[model] = false;
     }
 
     /// Everything stands still for so long, and not of its own will.
     pub fn stand_still(&mut self, time: Duration) {
-        self.lost += time * self.vcpus;
+        self.still += time;
         self.stalls.iter_mut().for_each(|stall| *stall += time);
     }
 

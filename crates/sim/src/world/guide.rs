@@ -110,7 +110,7 @@ impl Forward {
             self.next[task] = None;
             return None;
         };
-        self.guest.collections.clear();
+        self.guest.pauses.clear();
         let model = self.guest.tasks[task].model;
         self.next[task] = self.next[task].map(|at| at + Duration::from_nanos(step.then_ns as u64));
         if !step.pause.is_zero() {

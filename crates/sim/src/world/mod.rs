@@ -89,6 +89,8 @@ pub(crate) struct World<'s> {
     pub is_running: bool,
     pub link: Link,
     packing: Packing,
+    /// As the rounds have measured it.
+    link_rate: Option<u64>,
     due: BinaryHeap<Reverse<(Duration, u64, Due)>>,
     due_count: u64,
     pub book: Book,
@@ -111,6 +113,7 @@ impl<'s> World<'s> {
             is_running: true,
             link: Link::new(link.rate.0, link.latency.0, &link.competing),
             packing: Packing::default(),
+            link_rate: None,
             due: BinaryHeap::new(),
             due_count: 0,
             book: Book::new(scenario),
@@ -152,7 +155,7 @@ impl<'s> World<'s> {
             left -= step;
         }
         self.guest.take_marks();
-        self.guest.collections.clear();
+        self.guest.pauses.clear();
         self.guest.lost = Duration::ZERO;
     }
 
@@ -190,15 +193,15 @@ impl<'s> World<'s> {
                 step = step.min(self.guest.step_max);
                 self.guest.run(step);
                 self.book.events += self.guest.take_work();
-                self.note_collections();
+                self.note_pauses();
             }
             self.now += step;
         }
     }
 
-    fn note_collections(&mut self) {
-        for pause in self.guest.collections.drain(..) {
-            self.book.pause(self.now, pause, "collection");
+    fn note_pauses(&mut self) {
+        for (pause, why) in self.guest.pauses.drain(..) {
+            self.book.pause(self.now, pause, why);
         }
     }
 
@@ -207,6 +210,13 @@ impl<'s> World<'s> {
         self.book
             .sample(self.now, self.link.bytes, self.guest.lost, self.is_running);
         self.at(self.now + self.scenario.sample_every.0, Due::Sample);
+    }
+
+    /// Bytes per second that the rounds can count on: what was measured, or what competing traffic leaves; at most what was asked for.
+    fn bandwidth(&self) -> u64 {
+        let left = self.link_rate.unwrap_or_else(|| self.link.rate_now(self.now));
+        let asked = self.scenario.migration.bandwidth;
+        asked.map_or(left, |asked| left.min(asked.0))
     }
 
     /// A look at the marks of all pages.

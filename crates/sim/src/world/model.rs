@@ -58,6 +58,11 @@ pub(crate) trait Model: Debug + Send {
         pause
     }
 
+    /// For what its accesses pause, if they do.
+    fn waits_for(&self) -> &'static str {
+        "collection"
+    }
+
     /// The heap, if it is one.
     fn heap(&mut self) -> Option<&mut Heap> {
         None
@@ -382,6 +387,10 @@ impl Model for Lru {
             pause,
             ..Access::new(self.area.first + frame, is_write)
         })
+    }
+
+    fn waits_for(&self) -> &'static str {
+        "disk"
     }
 
     boxed!();
