@@ -93,6 +93,8 @@ pub(crate) struct World<'s> {
     link_rate: Option<u64>,
     due: BinaryHeap<Reverse<(Duration, u64, Due)>>,
     due_count: u64,
+    /// Longer than the scenario says once there are too many samples.
+    sample_every: Duration,
     pub book: Book,
     knowledge: Vec<Box<dyn Knowledge>>,
     /// Those who were due while another one was asked.
@@ -116,6 +118,7 @@ impl<'s> World<'s> {
             link_rate: None,
             due: BinaryHeap::new(),
             due_count: 0,
+            sample_every: scenario.sample_every.0,
             book: Book::new(scenario),
             knowledge: knowledge::of(scenario),
             missed: Vec::new(),
@@ -209,7 +212,10 @@ impl<'s> World<'s> {
         self.book.events += 1;
         self.book
             .sample(self.now, self.link.bytes, self.guest.lost, self.is_running);
-        self.at(self.now + self.scenario.sample_every.0, Due::Sample);
+        if self.book.thinned() {
+            self.sample_every *= 2;
+        }
+        self.at(self.now + self.sample_every, Due::Sample);
     }
 
     /// Bytes per second that the rounds can count on: what was measured, or what competing traffic leaves; at most what was asked for.

@@ -96,8 +96,28 @@ fn a_long_time_before_the_request_counts() {
 }
 
 #[test]
-fn many_samples_and_much_memory_are_bounded() {
-    ends_early("sample-every = \"1us\"\nmemory = { size = \"1GiB\" }\nlink = { rate = \"1Mbit/s\" }");
+fn many_samples_come_further_apart_up_to_the_end() {
+    let text = "events-max = 4000000\nend = \"10s\"\nsample-every = \"1us\"
+        memory = { size = \"1GiB\" }\nlink = { rate = \"1Mbit/s\" }";
+    let outcome = simulate(&scenario(text));
+    // Of ten millions less than a hundred thousand stay, and none of the time is left out.
+    near(outcome.total_s, 10.0);
+    assert!(outcome.series.len() < 100_000 && outcome.series.len() >= 50_000);
+    assert!(
+        outcome.notes.iter().any(|note| note.contains("sample-every")),
+        "{:?}",
+        outcome.notes
+    );
+    let apart_s = 10.0 / outcome.series.len() as f64;
+    assert!(outcome
+        .series
+        .windows(2)
+        .all(|pair| pair[1].at_s - pair[0].at_s < 2.0 * apart_s));
+    assert!(outcome.total_s - outcome.series.last().unwrap().at_s < 2.0 * apart_s);
+}
+
+#[test]
+fn much_memory_is_bounded() {
     let large = "memory = { size = \"256GiB\" }\nlink = { rate = \"1MB/s\" }";
     ends_early(&format!(
         "{large}\nguest = {{ load = [{{ model = \"uniform\", rate = \"1000GB/s\" }}] }}"
@@ -119,4 +139,39 @@ fn what_takes_longer_than_any_simulation_is_refused() {
         let refused = Scenario::parse(&text, "test.toml").unwrap_err().to_string();
         assert!(refused.contains(key), "{refused}");
     }
+}
+
+#[test]
+fn of_very_many_pauses_the_longer_ones_stay_and_a_note_says_so() {
+    let scenario = scenario("log = true\nmemory = { size = \"1MiB\" }\nlink = { rate = \"1GB/s\" }");
+    let mut book = Book::new(&scenario);
+    for number in 0..250_000_u64 {
+        let time = if number % 50_000 == 7 { 1000 } else { number % 3 };
+        book.pause(
+            Duration::from_micros(number),
+            Duration::from_micros(time),
+            "fault",
+        );
+        book.log(Duration::ZERO, || "a line".into());
+    }
+    let outcome = &book.outcome;
+    assert!(outcome.pauses.len() < 100_000);
+    assert_eq!(
+        outcome
+            .pauses
+            .iter()
+            .filter(|pause| pause.duration_s == 1e-3)
+            .count(),
+        5
+    );
+    assert!(outcome
+        .pauses
+        .windows(2)
+        .all(|pair| pair[0].begun_s < pair[1].begun_s));
+    assert_eq!(
+        (outcome.log.len(), outcome.notes.len()),
+        (100_000, 2),
+        "{:?}",
+        outcome.notes
+    );
 }
