@@ -128,6 +128,6 @@ pub struct Pause {
     pub begun_s: f64,
     /// How long.
     pub duration_s: f64,
-    /// `switch-over`, `collection`, `safepoint`, `fault`.
+    /// `switch-over`, `collection`, `safepoint`, `disk`, `balloon`, `fault`.
     pub why: String,
 }

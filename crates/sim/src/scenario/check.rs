@@ -1,10 +1,16 @@
 //! What a scenario must keep to beyond the form of each value.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::line_of;
 use super::{trace, Load, ModelKind, PrePagingKind, Scenario, ScenarioError, StrategyKind, Teleport};
-use super::{EVENTS_MAX, LIST_MAX, PAGES_MAX, VCPUS_MAX};
+use super::{Time, EVENTS_MAX, LIST_MAX, PAGES_MAX, VCPUS_MAX};
+
+/// What a host or a network takes for one thing at most: an hour.
+const COST_MAX: Duration = Duration::from_secs(3600);
+/// Pages of a load that is followed use by use: 16 GiB.
+const LRU_PAGES_MAX: u64 = 4 << 20;
 
 /// The key, and what is wrong with it.
 type Wrong = (String, String);
@@ -33,10 +39,12 @@ pub(super) fn checked(mut scenario: Scenario, text: &str, file: &str) -> Result<
 
 fn complete(scenario: &mut Scenario, file: &Path) -> Result<(), Wrong> {
     sizes(scenario)?;
+    costs(scenario)?;
     links(scenario)?;
     places(scenario)?;
     for (at, load) in scenario.guest.load.iter_mut().enumerate() {
         keys_fit(at, load)?;
+        sets_fit(at, load)?;
         heap_fits(at, load)?;
         read_trace(at, load, file)?;
     }
@@ -68,6 +76,32 @@ fn sizes(scenario: &Scenario) -> Result<(), Wrong> {
         return wrong("end", "must be more than 0s");
     }
     Ok(())
+}
+
+fn costs(scenario: &Scenario) -> Result<(), Wrong> {
+    let host = &scenario.host;
+    let costs = [
+        ("link.latency", scenario.link.latency),
+        (
+            "storage.latency",
+            scenario
+                .storage
+                .as_ref()
+                .map_or(Time::default(), |one| one.latency),
+        ),
+        (
+            "storage.seek",
+            scenario.storage.as_ref().map_or(Time::default(), |one| one.seek),
+        ),
+        ("host.scan", host.scan),
+        ("host.freeze", host.freeze),
+        ("host.capture", host.capture),
+        ("host.restore", host.restore),
+    ];
+    match costs.iter().find(|cost| cost.1 .0 > COST_MAX) {
+        Some((key, _)) => wrong(*key, "must be at most 1h"),
+        None => Ok(()),
+    }
 }
 
 fn links(scenario: &Scenario) -> Result<(), Wrong> {
@@ -163,6 +197,19 @@ fn keys_fit(at: usize, load: &Load) -> Result<(), Wrong> {
         return wrong(
             format!("guest.load.{at}.pages"),
             format!("must be between 1 and {PAGES_MAX}"),
+        );
+    }
+    Ok(())
+}
+
+fn sets_fit(at: usize, load: &Load) -> Result<(), Wrong> {
+    if load.moves_every.is_some_and(|every| every.0.is_zero()) {
+        return wrong(format!("guest.load.{at}.moves-every"), "must be more than 0s");
+    }
+    if load.model == ModelKind::Lru && load.area.1 > LRU_PAGES_MAX {
+        return wrong(
+            format!("guest.load.{at}.size"),
+            "must be at most 16GiB for this model",
         );
     }
     Ok(())

@@ -452,7 +452,7 @@ fn end() -> Time {
 }
 
 fn events_max() -> u64 {
-    1 << 30
+    1 << 28
 }
 
 fn passes<'de, D: Deserializer<'de>>(from: D) -> Result<PassesKind, D::Error> {

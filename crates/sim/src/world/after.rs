@@ -9,7 +9,7 @@ use whimbrel_policy::postcopy::{
 };
 use whimbrel_policy::{Page, PageRun, SpaceId, PAGE_SIZE};
 
-use super::before::{HandOver, FRAME_BYTES};
+use super::before::HandOver;
 use super::bits::Bits;
 use super::guest::Task;
 use super::guide::{Forward, GUIDE_STEP};
@@ -33,6 +33,8 @@ struct Residue {
     /// When each task makes its next access; none for one that has ended.
     next: Vec<Option<Duration>>,
     timer: Option<Duration>,
+    /// The source reads or packs until then, and does nothing else.
+    busy_until: Duration,
     /// Runs ahead at the source, with guide-copy.
     forward: Option<Forward>,
     resumed: Duration,
@@ -58,7 +60,7 @@ impl World<'_> {
                 break;
             };
             if when > self.scenario.end.0 {
-                self.now = self.now.max(self.scenario.end.0) + Duration::from_nanos(1);
+                self.now = self.now.max(self.scenario.end.0);
                 continue;
             }
             self.now = when;
@@ -103,6 +105,7 @@ impl World<'_> {
             vcpus: vec![Vcpu::default(); self.guest.vcpus as usize],
             next,
             timer: None,
+            busy_until: now,
             forward,
             resumed: now,
             is_done: false,
@@ -158,7 +161,7 @@ impl World<'_> {
         }
         while let Some((at, task)) = next_of(&residue.next, &self.guest.tasks, vcpu) {
             let is_other_before = self.due.peek().is_some_and(|Reverse((when, ..))| *when < at);
-            if is_other_before {
+            if is_other_before || at > self.scenario.end.0 || self.is_over() {
                 return self.at(at, Due::Vcpu(vcpu));
             }
             self.now = self.now.max(at);
@@ -178,7 +181,7 @@ impl World<'_> {
         let then = Duration::from_nanos(step.then_ns as u64);
         residue.next[task] = residue.next[task].map(|at| at + then);
         if !step.pause.is_zero() {
-            self.note_collections();
+            self.note_pauses();
             let model = self.guest.tasks[task].model;
             let of_model = self
                 .guest
@@ -256,7 +259,7 @@ impl World<'_> {
         };
         let followed = self.followed(residue);
         let stepped = forward.step(self.now, &followed);
-        self.book.events += stepped.touched.len() as u64;
+        self.book.events += stepped.accesses;
         self.book.cpu(stepped.ran);
         for &(vcpu, number) in &stepped.touched {
             residue.residual.aim(ThreadId(vcpu), page(number));
@@ -264,6 +267,7 @@ impl World<'_> {
         if stepped.wants_jump {
             let next = self.next_in_running_time(residue, &followed);
             forward.jump(&self.guest, next, &followed);
+            self.looked_at_all();
         }
         if !stepped.is_over {
             self.at(self.now + GUIDE_STEP, Due::Guide);
@@ -291,9 +295,9 @@ impl World<'_> {
         self.guest.tasks.iter().zip(&residue.next).map(of_task).collect()
     }
 
-    /// The source does what it is told until it has to wait.
+    /// The source does what it is told until it has to wait. What it hears while it is busy waits for it.
     fn source(&mut self, residue: &mut Residue) {
-        loop {
+        while residue.busy_until <= self.now {
             self.book.events += 1;
             match residue.residual.poll(self.now) {
                 Order::Reply { piece, run, .. } => self.send_residue(residue, piece, vec![run]),
@@ -305,6 +309,7 @@ impl World<'_> {
                 }
             }
         }
+        self.wait(residue, Some(residue.busy_until));
     }
 
     fn wait(&mut self, residue: &mut Residue, until: Option<Duration>) {
@@ -317,12 +322,15 @@ impl World<'_> {
 
     fn send_residue(&mut self, residue: &mut Residue, piece: PieceId, runs: Vec<PageRun>) {
         let (zero, content) = split(&runs, &self.guest.zero);
-        let host = &self.scenario.host;
-        let is_packed = self.scenario.migration.packing;
-        let share = if is_packed { host.packed.0 } else { 1.0 };
         let bytes = pages_in(&content) * PAGE_SIZE;
-        let wire_bytes = FRAME_BYTES + (bytes as f64 * share) as u64;
-        let left = self.link.send(self.now, wire_bytes);
+        let (work, wire_bytes) = self.made_ready(bytes);
+        // Since its last piece the source had to wait: for the window, or for something to do.
+        let waiting = self.now - std::mem::replace(&mut residue.busy_until, self.now + work);
+        self.book.cpu(work);
+        if bytes > 0 {
+            self.packing.sent(bytes, waiting + work, waiting);
+        }
+        let left = self.link.send(residue.busy_until, wire_bytes);
         self.at(left + self.link.latency, Due::Arrived(piece, runs));
         let sent = Event::Sent {
             piece,
@@ -330,7 +338,7 @@ impl World<'_> {
             zero_pages: pages_in(&zero),
             unreadable: Vec::new(),
         };
-        residue.residual.handle(self.now, sent);
+        residue.residual.handle(residue.busy_until, sent);
     }
 
     fn book_residue(&mut self, residue: &Residue, resumed: Duration) {

@@ -56,7 +56,7 @@ impl Applications {
     /// Carries orders out until nobody has to be waited for.
     fn talk(&mut self, world: &mut World<'_>) -> Vec<Event> {
         let mut events = Vec::new();
-        loop {
+        while !world.is_over() {
             match self.assist.poll(world.now) {
                 AssistOrder::Ask { application } => self.asked(world, application),
                 AssistOrder::Prepare { application } => self.prepare(world, application),
@@ -64,9 +64,10 @@ impl Applications {
                 AssistOrder::Unmask { runs } => events.push(Event::Forgotten(runs)),
                 AssistOrder::Wait { until } => self.wait(world, until),
                 AssistOrder::Tell { .. } => {}
-                AssistOrder::Listen | AssistOrder::Pause | AssistOrder::End => return events,
+                AssistOrder::Listen | AssistOrder::Pause | AssistOrder::End => break,
             }
         }
+        events
     }
 
     /// Until the next answer comes, or nobody waits any longer.
@@ -80,6 +81,9 @@ impl Applications {
             }
             None => {
                 world.advance(until.max(world.now));
+                if world.is_over() {
+                    return;
+                }
                 world
                     .book
                     .note("an application did not answer in time: its pages are sent");

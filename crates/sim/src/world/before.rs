@@ -66,9 +66,15 @@ impl World<'_> {
                 Order::Capture => self.capture(&mut rounds),
                 Order::ScanLast => self.scan_last(&mut rounds),
                 Order::Wait { until } => self.advance(until),
-                Order::HandOver => return Some(self.hand_over(&rounds)),
+                Order::HandOver => {
+                    let handover = self.hand_over(&rounds);
+                    if handover.is_some() {
+                        return handover;
+                    }
+                }
             }
             self.slow_down(&mut rounds);
+            self.link_rate = rounds.migration.link_rate();
             self.book.rounds(self.now, &rounds.migration);
         }
         self.book.migration(&rounds.migration, self.now);
@@ -107,6 +113,7 @@ impl World<'_> {
         self.settle(rounds);
         let known = self.ask(|one, world| one.before_scan(world));
         self.tell(rounds, known);
+        self.looked_at_all();
         // What is written while it scans is found by the next one.
         let dirty = self.guest.take_marks();
         let mut written = if is_first { self.guest.present() } else { dirty };
@@ -137,6 +144,7 @@ impl World<'_> {
     }
 
     fn count(&mut self, rounds: &mut Rounds) {
+        self.looked_at_all();
         let written_pages = self.guest.marks.dirty.len();
         self.spend(scan_time(self.scenario));
         self.handle(rounds, Event::Sampled { written_pages });
@@ -146,8 +154,10 @@ impl World<'_> {
     fn send(&mut self, rounds: &mut Rounds, runs: &[PageRun], skip_rewritten: bool) {
         let mut sent = Sent::default();
         let skip_rewritten = skip_rewritten && !self.scenario.migration.sends_rewritten;
-        for piece in pieces(runs) {
-            let mut piece = piece;
+        for mut piece in pieces(runs) {
+            if self.is_over() {
+                return;
+            }
             if skip_rewritten {
                 let (mut rewritten, rest) = split(&piece, &self.guest.marks.dirty);
                 sent.rewritten.append(&mut rewritten);
@@ -173,10 +183,8 @@ impl World<'_> {
         self.handle(rounds, Event::Sent(sent));
     }
 
-    /// Reads or packs a piece, queues it, and waits until the one before has left.
-    fn send_piece(&mut self, rounds: &mut Rounds, pages: u64, sent: &mut Sent) {
-        let begun = self.now;
-        let bytes = pages * PAGE_SIZE;
+    /// Bytes of pages are read or packed, whichever is better: how long that takes a core, and what travels.
+    pub(super) fn made_ready(&self, bytes: u64) -> (Duration, u64) {
         let host = &self.scenario.host;
         let is_packed = self.scenario.migration.packing && self.packing.is_packed();
         let (rate, share) = if is_packed {
@@ -184,8 +192,15 @@ impl World<'_> {
         } else {
             (host.read.0, 1.0)
         };
-        self.spend(time_for(bytes, rate));
-        let wire_bytes = FRAME_BYTES + (bytes as f64 * share) as u64;
+        (time_for(bytes, rate), FRAME_BYTES + (bytes as f64 * share) as u64)
+    }
+
+    /// Reads or packs a piece, queues it, and waits until the one before has left.
+    fn send_piece(&mut self, rounds: &mut Rounds, pages: u64, sent: &mut Sent) {
+        let begun = self.now;
+        let bytes = pages * PAGE_SIZE;
+        let (work, wire_bytes) = self.made_ready(bytes);
+        self.spend(work);
         let before = std::mem::replace(&mut rounds.left_at, self.link.send(self.now, wire_bytes));
         let waiting = before.saturating_sub(self.now);
         self.advance(self.now + waiting);
@@ -238,6 +253,7 @@ impl World<'_> {
     }
 
     fn scan_last(&mut self, rounds: &mut Rounds) {
+        self.looked_at_all();
         let mut written = self.guest.take_marks();
         written.subtract(&self.guest.absent);
         self.spend(scan_time(self.scenario));
@@ -261,12 +277,16 @@ impl World<'_> {
     }
 
     /// The last byte arrives, the destination builds the workload and says that it is ready, and hears that it may start.
-    fn hand_over(&mut self, rounds: &Rounds) -> HandOver {
+    /// Nothing, if a limit of the simulation comes before that.
+    fn hand_over(&mut self, rounds: &Rounds) -> Option<HandOver> {
         let latency = self.link.latency;
         let residue = rounds.migration.residual().clone();
         let left_at = self.now;
         self.advance(self.link.free_at(self.now) + latency);
         self.advance(self.now + self.scenario.host.restore.0 + 2 * latency);
+        if self.is_over() {
+            return None;
+        }
         self.book.migration(&rounds.migration, self.now);
         self.book.outcome.bytes = self.link.bytes;
         self.book.owed_pages = residue.len();
@@ -274,14 +294,14 @@ impl World<'_> {
         self.book
             .log(self.now, || format!("started, {} pages missing", residue.len()));
         self.show(|one, world| one.resumed(world));
-        HandOver {
+        Some(HandOver {
             residue,
             left_at,
             path: Path {
                 round_trip: Some(2 * latency),
                 bandwidth: rounds.migration.link_rate(),
             },
-        }
+        })
     }
 }
 

@@ -2,6 +2,9 @@
 
 use whimbrel_policy::{PageRun, SpaceId};
 
+/// Pages whose bits are looked at or changed at once.
+pub(crate) const WORD_PAGES: u64 = 64;
+
 /// A dense set of page numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bits {

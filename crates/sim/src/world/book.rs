@@ -9,7 +9,7 @@ use whimbrel_policy::{Migration, Round, PAGE_SIZE};
 use super::guest::Guest;
 use crate::{Outcome, Pause, Predicted, Sample, Scenario, SimRound};
 
-/// Samples, pauses and lines of the log at most, each.
+/// Samples, pauses and lines of the log at most, each. Of samples and pauses every second one goes where there are more.
 const LINES_MAX: usize = 100_000;
 
 /// The book of one simulation.
@@ -57,7 +57,12 @@ impl Book {
 
     /// A line of the log, made only if there is one.
     pub fn log(&mut self, now: Duration, line: impl FnOnce() -> String) {
-        if self.is_logged && self.outcome.log.len() < LINES_MAX {
+        if !self.is_logged {
+            return;
+        }
+        if self.outcome.log.len() == LINES_MAX {
+            self.note(&format!("the log ends after {LINES_MAX} lines"));
+        } else {
             self.outcome
                 .log
                 .push(format!("{:.6} {}", now.as_secs_f64(), line()));
@@ -72,12 +77,19 @@ impl Book {
     }
 
     pub fn pause(&mut self, begun: Duration, time: Duration, why: &str) {
-        if self.outcome.pauses.len() < LINES_MAX {
-            self.outcome.pauses.push(Pause {
-                begun_s: begun.as_secs_f64(),
-                duration_s: time.as_secs_f64(),
-                why: why.into(),
+        let pauses = &mut self.outcome.pauses;
+        pauses.push(Pause {
+            begun_s: begun.as_secs_f64(),
+            duration_s: time.as_secs_f64(),
+            why: why.into(),
+        });
+        if pauses.len() == LINES_MAX {
+            halve(pauses, |one, other| {
+                if one.duration_s < other.duration_s {
+                    *one = other;
+                }
             });
+            self.note("of many pauses only the longer ones are listed");
         }
     }
 
@@ -97,7 +109,7 @@ impl Book {
             (lost - self.lost_at_sample).as_secs_f64() / f64::from(self.vcpus) + still.as_secs_f64();
         self.last_sample = now;
         self.lost_at_sample = lost;
-        if wall > 0.0 && self.outcome.series.len() < LINES_MAX {
+        if wall > 0.0 {
             self.outcome.series.push(Sample {
                 at_s: now.as_secs_f64(),
                 sent_bytes,
@@ -107,6 +119,19 @@ impl Book {
                 progress: (1.0 - held_up / wall).clamp(0.0, 1.0),
             });
         }
+    }
+
+    /// Makes one sample of two, if there are many. True if it did: the next ones are to be as long as these.
+    pub fn thinned(&mut self) -> bool {
+        let is_full = self.outcome.series.len() == LINES_MAX;
+        if is_full {
+            halve(&mut self.outcome.series, |one, other| {
+                let progress = (one.progress + other.progress) / 2.0;
+                *one = Sample { progress, ..other };
+            });
+            self.note("there were too many samples for `sample-every`: they are further apart");
+        }
+        is_full
     }
 
     /// The workload runs again.
@@ -160,6 +185,17 @@ impl Book {
         let lost = guest.lost.as_secs_f64() / f64::from(self.vcpus);
         outcome.slowdown = (lost / outcome.total_s.max(1e-9)).clamp(0.0, 1.0);
         self.outcome
+    }
+}
+
+/// Makes one of each two neighbours.
+fn halve<T>(list: &mut Vec<T>, join: impl Fn(&mut T, T)) {
+    let mut all = std::mem::take(list).into_iter();
+    while let Some(mut one) = all.next() {
+        if let Some(other) = all.next() {
+            join(&mut one, other);
+        }
+        list.push(one);
     }
 }
 

@@ -47,7 +47,7 @@ impl Collections {
         self.free = Pages::new();
         // What was sent has arrived whenever a scan is made.
         self.tell(world, SnapshotEvent::Arrived);
-        loop {
+        while !world.is_over() {
             match self.snapshots.poll(world.now) {
                 SnapshotOrder::Ride { until } => self.ride(world, until),
                 SnapshotOrder::Force { .. } => self.force(world, is_freeze),
@@ -75,7 +75,7 @@ impl Collections {
     /// The application goes on until it collects by itself.
     fn ride(&mut self, world: &mut World<'_>, until: Duration) {
         let before = self.counts(world);
-        while world.now < until {
+        while world.now < until && !world.is_over() {
             world.advance((world.now + LOOK_EVERY).min(until));
             if self.counts(world) != before {
                 return self.tell(world, SnapshotEvent::Paused);
@@ -90,7 +90,7 @@ impl Collections {
 
     /// Collects where that is faster than sending.
     fn force(&mut self, world: &mut World<'_>, is_freeze: bool) {
-        let bandwidth = world.scenario.link.rate.0;
+        let bandwidth = world.bandwidth();
         for at in self.heaps.clone() {
             let regions = world.guest.models[at]
                 .heap()

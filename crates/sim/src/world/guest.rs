@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::bits::{run, Bits};
+use super::bits::{run, Bits, WORD_PAGES};
 use super::model::{model, Model};
 use super::random::Random;
 use crate::scenario::Scenario;
 
 /// Longer than any simulation.
 const HELD: Duration = Duration::from_secs(1 << 40);
+/// Accesses that are made at once at most, so that the limit on events is looked at now and then.
+const ACCESSES_AT_ONCE: f64 = (1 << 20) as f64;
 /// Zero pages lie in groups of so many.
 const ZERO_GROUP_PAGES: u64 = 64;
 
@@ -18,10 +20,13 @@ pub(crate) struct Marks {
     pub dirty: Bits,
     /// How often each page was written, if somebody checks.
     pub versions: Option<Vec<u32>>,
+    /// Draws and words of marks that were needed for them: what it costs to simulate.
+    pub work: u64,
 }
 
 impl Marks {
     pub fn write(&mut self, page: u64) {
+        self.work += 1;
         self.dirty.insert(page);
         if let Some(versions) = &mut self.versions {
             versions[page as usize] += 1;
@@ -29,6 +34,7 @@ impl Marks {
     }
 
     pub fn write_range(&mut self, first: u64, count: u64) {
+        self.work += 1 + count / WORD_PAGES;
         self.dirty.insert_range(first, count);
         if let Some(versions) = &mut self.versions {
             versions[first as usize..(first + count) as usize]
@@ -83,8 +89,14 @@ pub(crate) struct Guest {
     pub models: Vec<Box<dyn Model>>,
     /// Time that each model still stands still.
     stalls: Vec<Duration>,
+    /// Whether each model stands still until it is released.
+    held: Vec<bool>,
+    /// Time for which everything still stands still, not of its own will.
+    still: Duration,
     pub tasks: Vec<Task>,
     pub vcpus: u32,
+    /// It is not run for longer at once.
+    pub step_max: Duration,
     pub marks: Marks,
     /// Pages that are full of zeros, unless they are marked.
     pub zero: Bits,
@@ -96,8 +108,8 @@ pub(crate) struct Guest {
     pub speed: f64,
     /// Time that it was held up by others than itself, summed over the vCPUs.
     pub lost: Duration,
-    /// Collections since they were last asked for.
-    pub collections: Vec<Duration>,
+    /// How long models stood still of their own will since it was last asked for, and for what.
+    pub pauses: Vec<(Duration, &'static str)>,
     randoms: Vec<Random>,
 }
 
@@ -114,6 +126,8 @@ impl Guest {
         let tasks = tasks(scenario);
         Guest {
             stalls: vec![Duration::ZERO; models.len()],
+            held: vec![false; models.len()],
+            still: Duration::ZERO,
             models,
             randoms: (0..tasks.len())
                 .map(|at| Random::new(scenario.seed, at as u64 + 1))
@@ -123,20 +137,28 @@ impl Guest {
             marks: Marks {
                 dirty: Bits::new(pages),
                 versions: None,
+                work: 0,
             },
+            step_max: step_max(scenario),
             zero: zero_pages(scenario),
             written: Bits::new(pages),
             absent: Bits::new(pages),
             speed: 1.0,
             lost: Duration::ZERO,
-            collections: Vec::new(),
+            pauses: Vec::new(),
         }
     }
 
     /// Runs for so long, with only the marks to show for it.
     pub fn run(&mut self, time: Duration) {
-        let slowed = time.mul_f64(1.0 - self.speed);
-        self.lost += slowed * self.vcpus;
+        self.marks.work += 1 + self.tasks.len() as u64;
+        let still = match self.held.contains(&true) {
+            true => time,
+            false => self.still.min(time),
+        };
+        self.still = self.still.saturating_sub(time);
+        let slowed = (time - still).mul_f64(1.0 - self.speed);
+        self.lost += (still + slowed) * self.vcpus;
         let runs: Vec<f64> = self
             .stalls
             .iter_mut()
@@ -158,18 +180,24 @@ impl Guest {
             };
             if !pause.is_zero() {
                 self.stalls[at] += pause;
-                self.collections.push(pause);
+                self.pauses.push((pause, model.waits_for()));
             }
         }
+    }
+
+    /// What was simulated since it was last asked for, in events.
+    pub fn take_work(&mut self) -> u64 {
+        std::mem::take(&mut self.marks.work)
     }
 
     /// The next access of a task.
     pub fn step(&mut self, task: usize) -> Option<Step> {
         let one = &mut self.tasks[task];
         one.left = one.left.checked_sub(1)?;
-        let access = self.models[one.model].next(one.vcpu as usize, &mut self.randoms[task])?;
+        let model = &mut self.models[one.model];
+        let access = model.next(one.vcpu as usize, &mut self.randoms[task])?;
         if !access.pause.is_zero() {
-            self.collections.push(access.pause);
+            self.pauses.push((access.pause, model.waits_for()));
         }
         Some(Step {
             page: access.page,
@@ -182,16 +210,18 @@ impl Guest {
     /// A model stands still until it is released.
     pub fn hold(&mut self, model: usize) {
         self.stalls[model] = HELD;
+        self.held[model] = true;
     }
 
     /// It goes on.
     pub fn release(&mut self, model: usize) {
         self.stalls[model] = Duration::ZERO;
+        self.held[model] = false;
     }
 
     /// Everything stands still for so long, and not of its own will.
     pub fn stand_still(&mut self, time: Duration) {
-        self.lost += time * self.vcpus;
+        self.still += time;
         self.stalls.iter_mut().for_each(|stall| *stall += time);
     }
 
@@ -218,6 +248,14 @@ impl Guest {
     }
 }
 
+/// The time of [`ACCESSES_AT_ONCE`].
+fn step_max(scenario: &Scenario) -> Duration {
+    let loads = scenario.guest.load.iter();
+    let rate: f64 = loads.filter_map(|load| load.rate).map(|rate| rate.0).sum();
+    // Less than one access a second needs no bound.
+    Duration::from_secs_f64(ACCESSES_AT_ONCE / rate.max(1.0)).max(Duration::from_nanos(1))
+}
+
 /// A trace goes by its own times.
 fn replay(
     task: &mut Task,
@@ -237,6 +275,7 @@ fn replay(
             marks.write(access.page);
         }
         task.left -= 1;
+        marks.work += 1;
         task.wait_ns = access.then_ns.unwrap_or(1.0);
     }
     task.wait_ns -= left_ns;

@@ -12,11 +12,16 @@ use super::guest::Guest;
 /// How often it is looked after.
 pub(super) const GUIDE_STEP: Duration = Duration::from_millis(1);
 
+/// Accesses of one step at most: a context that makes more stays where it is until the next one.
+const ACCESSES_MAX: u64 = 1 << 20;
+
 /// What one step of the forward context came to.
 #[derive(Debug, Default)]
 pub(super) struct Stepped {
     /// Touched for the first time, by which vCPU, in order.
     pub touched: Vec<(u32, u64)>,
+    /// All of its accesses.
+    pub accesses: u64,
     /// Running time of all vCPUs.
     pub ran: Duration,
     /// It has to begin anew where the following context is.
@@ -61,7 +66,7 @@ impl Forward {
         for (vcpu, &follower) in followed.iter().enumerate() {
             if self.leads[vcpu].step() == GuideStep::Run {
                 let before = self.ran[vcpu];
-                self.run(vcpu, before + time, &mut stepped.touched);
+                self.run(vcpu, before + time, &mut stepped);
                 stepped.ran += self.ran[vcpu] - before;
             }
             self.leads[vcpu].follower_ran(follower);
@@ -73,10 +78,14 @@ impl Forward {
     }
 
     /// Runs one vCPU until then, or until it is far enough ahead.
-    fn run(&mut self, vcpu: usize, until: Duration, touched: &mut Vec<(u32, u64)>) {
+    fn run(&mut self, vcpu: usize, until: Duration, stepped: &mut Stepped) {
         while let Some((at, task)) =
             next_of(&self.next, &self.guest.tasks, vcpu as u32).filter(|one| one.0 <= until)
         {
+            if stepped.accesses >= ACCESSES_MAX {
+                return;
+            }
+            stepped.accesses += 1;
             self.ran[vcpu] = self.ran[vcpu].max(at);
             self.leads[vcpu].guide_ran(at);
             let Some(number) = self.access(task) else {
@@ -85,7 +94,7 @@ impl Forward {
             self.leads[vcpu].guide_touched(page(number));
             if !self.named.contains(number) {
                 self.named.insert(number);
-                touched.push((vcpu as u32, number));
+                stepped.touched.push((vcpu as u32, number));
             }
             if self.leads[vcpu].step() != GuideStep::Run {
                 return;
@@ -101,7 +110,7 @@ impl Forward {
             self.next[task] = None;
             return None;
         };
-        self.guest.collections.clear();
+        self.guest.pauses.clear();
         let model = self.guest.tasks[task].model;
         self.next[task] = self.next[task].map(|at| at + Duration::from_nanos(step.then_ns as u64));
         if !step.pause.is_zero() {

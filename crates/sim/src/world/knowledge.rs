@@ -99,7 +99,7 @@ impl World<'_> {
     }
 
     /// A young collection is enforced, whose threads then stand still until they are released. Returns how long it takes, without the way to
-    /// the safepoint, which counts as lost, too.
+    /// the safepoint. What its threads stand still counts as lost as it passes.
     pub(super) fn collect_and_hold(&mut self, load: usize, safepoint: Duration) -> Duration {
         let Some(heap) = self.guest.models[load].heap() else {
             return Duration::ZERO;
@@ -107,7 +107,6 @@ impl World<'_> {
         let collection = heap.collect();
         collection.mark(&mut self.guest.marks);
         self.guest.hold(load);
-        self.guest.lost += (safepoint + collection.pause) * self.guest.vcpus;
         if !safepoint.is_zero() {
             self.book.pause(self.now, safepoint, "safepoint");
         }

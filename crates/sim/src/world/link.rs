@@ -61,6 +61,11 @@ impl Link {
         }
     }
 
+    /// Bytes per second that competing traffic leaves now.
+    pub fn rate_now(&self, now: Duration) -> u64 {
+        self.rate_at(now).0 as u64
+    }
+
     /// Bytes per second that are left at a moment, and until when.
     fn rate_at(&self, at: Duration) -> (f64, Option<Duration>) {
         let is_on = |one: &&Competing| one.from.0 <= at && one.until.is_none_or(|until| at < until.0);

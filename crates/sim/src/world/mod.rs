@@ -89,8 +89,12 @@ pub(crate) struct World<'s> {
     pub is_running: bool,
     pub link: Link,
     packing: Packing,
+    /// As the rounds have measured it.
+    link_rate: Option<u64>,
     due: BinaryHeap<Reverse<(Duration, u64, Due)>>,
     due_count: u64,
+    /// Longer than the scenario says once there are too many samples.
+    sample_every: Duration,
     pub book: Book,
     knowledge: Vec<Box<dyn Knowledge>>,
     /// Those who were due while another one was asked.
@@ -111,8 +115,10 @@ impl<'s> World<'s> {
             is_running: true,
             link: Link::new(link.rate.0, link.latency.0, &link.competing),
             packing: Packing::default(),
+            link_rate: None,
             due: BinaryHeap::new(),
             due_count: 0,
+            sample_every: scenario.sample_every.0,
             book: Book::new(scenario),
             knowledge: knowledge::of(scenario),
             missed: Vec::new(),
@@ -145,13 +151,14 @@ impl<'s> World<'s> {
 
     fn warm_up(&mut self) {
         let mut left = self.scenario.migration.after.0;
-        while !left.is_zero() {
-            let step = left.min(WARM_UP_STEP);
+        while !left.is_zero() && !self.is_over() {
+            let step = left.min(WARM_UP_STEP).min(self.guest.step_max);
             self.guest.run(step);
+            self.book.events += self.guest.take_work();
             left -= step;
         }
         self.guest.take_marks();
-        self.guest.collections.clear();
+        self.guest.pauses.clear();
         self.guest.lost = Duration::ZERO;
     }
 
@@ -161,10 +168,12 @@ impl<'s> World<'s> {
         self.due.push(Reverse((when.max(self.now), self.due_count, due)));
     }
 
-    /// Time goes on up to `until`, and what is due meanwhile happens. Only before the switch-over.
+    /// Time goes on up to `until`, and what is due meanwhile happens. Only before the switch-over. It stops where a limit of the
+    /// simulation is reached: whoever waits in a loop has to ask [`World::is_over`].
     pub fn advance(&mut self, until: Duration) {
-        while let Some(Reverse((when, ..))) = self.due.peek() {
-            if *when > until {
+        let until = until.min(self.scenario.end.0);
+        while !self.is_over() {
+            if self.due.peek().is_none_or(|Reverse((when, ..))| *when > until) {
                 break;
             }
             let Some(Reverse((when, _, due))) = self.due.pop() else {
@@ -181,17 +190,21 @@ impl<'s> World<'s> {
     }
 
     fn run_guest(&mut self, until: Duration) {
-        let time = until.saturating_sub(self.now);
-        if self.is_running && !time.is_zero() {
-            self.guest.run(time);
-            self.note_collections();
+        while self.now < until && !self.is_over() {
+            let mut step = until - self.now;
+            if self.is_running {
+                step = step.min(self.guest.step_max);
+                self.guest.run(step);
+                self.book.events += self.guest.take_work();
+                self.note_pauses();
+            }
+            self.now += step;
         }
-        self.now = self.now.max(until);
     }
 
-    fn note_collections(&mut self) {
-        for pause in self.guest.collections.drain(..) {
-            self.book.pause(self.now, pause, "collection");
+    fn note_pauses(&mut self) {
+        for (pause, why) in self.guest.pauses.drain(..) {
+            self.book.pause(self.now, pause, why);
         }
     }
 
@@ -199,14 +212,29 @@ impl<'s> World<'s> {
         self.book.events += 1;
         self.book
             .sample(self.now, self.link.bytes, self.guest.lost, self.is_running);
-        self.at(self.now + self.scenario.sample_every.0, Due::Sample);
+        if self.book.thinned() {
+            self.sample_every *= 2;
+        }
+        self.at(self.now + self.sample_every, Due::Sample);
+    }
+
+    /// Bytes per second that the rounds can count on: what was measured, or what competing traffic leaves; at most what was asked for.
+    fn bandwidth(&self) -> u64 {
+        let left = self.link_rate.unwrap_or_else(|| self.link.rate_now(self.now));
+        let asked = self.scenario.migration.bandwidth;
+        asked.map_or(left, |asked| left.min(asked.0))
+    }
+
+    /// A look at the marks of all pages.
+    fn looked_at_all(&mut self) {
+        self.book.events += self.scenario.memory_pages() / bits::WORD_PAGES;
     }
 
     /// Whether it has to end unfinished.
     fn is_over(&mut self) -> bool {
         let limit = if self.book.events > self.scenario.events_max {
             "the limit on events was reached (events-max)"
-        } else if self.now > self.scenario.end.0 {
+        } else if self.now >= self.scenario.end.0 {
             "the end of the simulated time was reached (end)"
         } else {
             return false;

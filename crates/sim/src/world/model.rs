@@ -12,6 +12,9 @@ use crate::scenario::{Load, ModelKind, Trace};
 /// From so many draws for each page on, an area is taken to be written all over: a page is left out with e^-16.
 const DRAWS_FOR_ALL: u64 = 16;
 
+/// An access that is followed by itself costs as much as so many draws.
+const STEP_WORK: u64 = 8;
+
 /// One access.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
@@ -43,6 +46,7 @@ pub(crate) trait Model: Debug + Send {
     fn write_many(&mut self, vcpu: usize, accesses: u64, random: &mut Random, marks: &mut Marks) -> Duration {
         let mut pause = Duration::ZERO;
         for _ in 0..accesses {
+            marks.work += STEP_WORK;
             let Some(access) = self.next(vcpu, random) else {
                 break;
             };
@@ -52,6 +56,11 @@ pub(crate) trait Model: Debug + Send {
             pause += access.pause;
         }
         pause
+    }
+
+    /// For what its accesses pause, if they do.
+    fn waits_for(&self) -> &'static str {
+        "collection"
     }
 
     /// The heap, if it is one.
@@ -210,6 +219,7 @@ impl Model for Sequential {
 
     fn write_many(&mut self, vcpu: usize, accesses: u64, random: &mut Random, marks: &mut Marks) -> Duration {
         if self.writes.share < 1.0 {
+            marks.work += accesses;
             let pages = (0..accesses).filter_map(|_| self.next(vcpu, random));
             pages
                 .filter(|access| access.is_write)
@@ -305,6 +315,7 @@ impl Model for MovingSet {
         while left > 0 {
             let taken = self.take(left, random);
             left -= taken;
+            marks.work += 1;
             self.set.write_any(self.writes.of(taken), random, marks);
         }
         Duration::ZERO
@@ -376,6 +387,10 @@ impl Model for Lru {
             pause,
             ..Access::new(self.area.first + frame, is_write)
         })
+    }
+
+    fn waits_for(&self) -> &'static str {
+        "disk"
     }
 
     boxed!();

@@ -195,7 +195,7 @@ impl Knowledge for Storage {
 
     /// The network gets its next share, or waits for the storage: a scan before that would find little and cost a round.
     fn before_scan(&mut self, world: &mut World<'_>) -> Vec<Event> {
-        while self.teleport.is_some() {
+        while self.teleport.is_some() && !world.is_over() {
             self.place(world);
             self.fetch(world);
             if self.give_network(self.network_pages(world)) {

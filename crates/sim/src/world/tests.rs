@@ -1,6 +1,7 @@
 //! Whole migrations, against numbers that were worked out by hand.
 
 mod knowing;
+mod limits;
 
 use super::*;
 
@@ -126,6 +127,37 @@ fn postcopy_sends_each_page_once_and_its_downtime_does_not_grow() {
         outcome.resume_s
     );
     assert!(outcome.slowdown > 0.0 && outcome.slowdown < 1.0);
+}
+
+#[test]
+fn the_source_reads_and_packs_after_the_switch_over_as_before() {
+    let run = |host: &str, link: &str, packing: bool| {
+        checked(&scenario(&format!(
+            "memory = {{ size = \"65536 pages\" }}
+            link = {{ rate = \"{link}\", latency = \"100us\" }}
+            host = {{ {host} }}
+            migration = {{ strategy = \"postcopy\", packing = {packing} }}"
+        )))
+    };
+    let bytes = 65536.0 * 4096.0;
+    // A core that reads 50 MB/s is what limits it, not the link.
+    let slow = run("read = \"50MB/s\"", "1GB/s", false);
+    let read = slow.resume_s * 50e6 / bytes;
+    // A piece is read when the window opens: it is not always open when the one before was.
+    assert!((1.0..1.15).contains(&read), "{read}");
+    assert!((slow.cpu_s * 50e6 / bytes - 1.0).abs() < 0.02, "{}", slow.cpu_s);
+    // Over a slow link packed pages are less; over a fast one the packer would be what limits it, but for what it takes to find out.
+    let packed = run("packed = 0.5", "50MB/s", true);
+    assert!(
+        (packed.bytes as f64 / (bytes * 0.5) - 1.0).abs() < 0.02,
+        "{}",
+        packed.bytes
+    );
+    let plain = run("packer = \"100MB/s\", packed = 0.5", "2GB/s", true);
+    assert!(
+        plain.bytes as f64 > bytes * 0.75 && plain.resume_s < bytes / 200e6,
+        "{plain:?}"
+    );
 }
 
 #[test]
@@ -300,6 +332,69 @@ fn an_application_that_does_not_answer_is_ignored_and_its_pages_are_sent() {
         outcome.notes
     );
     assert!(outcome.notes[0].contains("did not answer"));
+}
+
+#[test]
+fn threads_that_are_held_are_lost_time_as_it_passes() {
+    let safepoint = |time: &str| ANSWERS.replace("10ms", time);
+    let outcome = heap("strategy = \"precopy\", assist = true", &safepoint("1s"));
+    let still_s: f64 = outcome
+        .series
+        .iter()
+        .map(|sample| 0.1 * (1.0 - sample.progress))
+        .sum();
+    // The way to the safepoint shows in all of its ten samples.
+    let halted = outcome
+        .series
+        .iter()
+        .filter(|sample| sample.progress < 0.01)
+        .count();
+    assert!(halted >= 9 && still_s >= 0.9, "{halted} {still_s}");
+    // One that takes longer than it is waited for counts up to the freeze.
+    let outcome = heap("strategy = \"precopy\", assist = true", &safepoint("100s"));
+    let safepoint = outcome
+        .pauses
+        .iter()
+        .find(|pause| pause.why == "safepoint")
+        .unwrap();
+    let held_s = outcome.preparation_s - safepoint.begun_s;
+    assert!(held_s < 20.0, "{held_s}");
+    near(outcome.slowdown, held_s / outcome.total_s);
+}
+
+#[test]
+fn who_waits_for_a_disk_says_so() {
+    for strategy in ["precopy", "postcopy"] {
+        let text = format!(
+            "guest = {{ load = [{{ model = \"lru\", rate = \"1000/s\", size = \"1000 pages\" }}] }}
+            migration = {{ strategy = \"{strategy}\" }}"
+        );
+        let outcome = checked(&with(&text));
+        assert!(outcome.pauses.iter().any(|pause| pause.why == "disk"));
+        assert!(outcome.pauses.iter().all(|pause| pause.why != "collection"));
+    }
+}
+
+#[test]
+fn a_collection_has_to_pay_over_what_is_left_of_the_link() {
+    // 20 MB/s of pages come faster over 1 GB/s than they are collected with 100 MB/s, but not over what others leave.
+    let forced = |link: &str, migration: &str| {
+        let outcome = checked(&scenario(&format!(
+            "memory = {{ size = \"256MiB\" }}
+            link = {{ rate = \"1GB/s\", {link} }}
+            guest = {{ load = [{{ model = \"heap\", rate = \"20MB/s\", young = \"128MiB\", old-used = 0, survival = 0.5, collection-rate = \"100MB/s\" }}] }}
+            migration = {{ after = \"3s\", collect = true, ride = \"0s\", snapshots = 1, {migration} }}"
+        )));
+        outcome
+            .pauses
+            .iter()
+            .filter(|pause| pause.why == "collection")
+            .count()
+    };
+    let others = ["{ rate = \"990MB/s\" }"; 16].join(", ");
+    assert_eq!(forced("", ""), 0);
+    assert_eq!(forced(&format!("competing = [{others}]"), ""), 1);
+    assert_eq!(forced("", "bandwidth = \"50MB/s\""), 1);
 }
 
 #[test]
