@@ -247,6 +247,12 @@ fn migration(scenario: &Scenario) -> Result<(), Wrong> {
             "needs a storage network: a section [storage] with a rate",
         );
     }
+    if migration.collect && migration.rounds.is_some() {
+        return wrong(
+            "migration.rounds",
+            "not together with collect = true, which sends one round for each of `snapshots`",
+        );
+    }
     let leaves_residue = !matches!(migration.strategy, StrategyKind::Precopy | StrategyKind::Stopcopy);
     if migration.prepaging.is_some() && !leaves_residue {
         return wrong(

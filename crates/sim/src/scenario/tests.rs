@@ -197,6 +197,7 @@ fn sections_that_do_not_fit_together_are_found() {
         ("[migration]\nteleport = 0.5", 6, "migration.teleport: needs a storage network: a section [storage] with a rate"),
         ("[migration]\nprepaging = \"push\"", 6, "migration.prepaging: belongs to postcopy, hybrid, guide and auto"),
         ("[migration]\nmin = \"bytes\"", 6, "migration.min: belongs to the strategy auto"),
+        ("[migration]\ncollect = true\nrounds = 1", 7, "migration.rounds: not together with collect = true, which sends one round for each of `snapshots`"),
         ("[guest]\nvcpus = 0", 6, "guest.vcpus: must be between 1 and 256"),
         (
             "[[guest.load]]\nmodel = \"uniform\"\nrate = \"1/s\"\n[[guest.load]]\nmodel = \"uniform\"\nrate = \"1/s\"\nhot = 0.5",
