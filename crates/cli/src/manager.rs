@@ -10,7 +10,7 @@ use whimbrel_sim::manager::{run_script, Reply, ScriptError, Session};
 use crate::exit::misused;
 use crate::sim::read;
 
-/// Bytes of a line that nobody typed: what is longer is cut, and refused.
+/// Bytes of a line that nobody typed: what is longer is cut and refused, and its rest is left out.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// Runs the command.
@@ -18,14 +18,14 @@ pub fn run(script: Option<&Path>) -> anyhow::Result<()> {
     match script {
         Some(path) => carry_out(path),
         None if io::stdin().is_terminal() => by_hand(),
-        None => from(&mut io::stdin().lock()),
+        None => from(&mut io::stdin().lock(), &mut io::stdout()),
     }
 }
 
 /// Ends with the first wrong line.
 fn carry_out(path: &Path) -> anyhow::Result<()> {
     let file = path.display().to_string();
-    let text = read(path).map_err(|error| misused(format!("cannot read {file}: {error}")))?;
+    let text = read(path).map_err(misused)?;
     match run_script(&text, &file, &mut io::stdout().lock()) {
         Err(ScriptError::Output { cause, .. }) => had_enough(cause),
         Err(error @ ScriptError::Line { .. }) => Err(misused(error)),
@@ -53,20 +53,26 @@ fn by_hand() -> anyhow::Result<()> {
 }
 
 /// Without a prompt. Errors are shown, and it goes on.
-fn from(input: &mut impl BufRead) -> anyhow::Result<()> {
+fn from(input: &mut impl BufRead, out: &mut impl Write) -> anyhow::Result<()> {
     let mut session = Session::default();
-    loop {
-        let mut line = Vec::new();
-        let read = input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
-        if read.context("cannot read the commands")? == 0 {
-            return Ok(());
-        }
-        match answer(&mut session, &String::from_utf8_lossy(&line), &mut io::stdout()) {
+    while let Some(line) = next_line(input).context("cannot read the commands")? {
+        match answer(&mut session, &line, out) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) => return had_enough(error),
         }
     }
+    Ok(())
+}
+
+/// A line, or the beginning of one that is too long for any command. `None` at the end.
+fn next_line(input: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    if line.len() as u64 == LINE_BYTES_MAX && !line.ends_with(b"\n") {
+        input.skip_until(b'\n')?;
+    }
+    Ok((!line.is_empty()).then(|| String::from_utf8_lossy(&line).into_owned()))
 }
 
 /// Whether it goes on.
@@ -115,6 +121,24 @@ mod tests {
         assert!(answer(&mut session, "list\n", &mut out).unwrap());
         assert!(!answer(&mut session, "quit", &mut out).unwrap());
         assert_eq!(out, b"clock 0.000 s\n");
-        from(&mut &b"create server a\n\xff\xff\nquit\nnonsense"[..]).unwrap();
+        from(
+            &mut &b"create server a\n\xff\xff\nquit\nnonsense"[..],
+            &mut Vec::new(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn the_rest_of_a_line_that_is_too_long_is_no_command() {
+        let max = LINE_BYTES_MAX as usize;
+        for length in [max - 1, max, max + 1, 3 * max] {
+            let text = "#".repeat(length) + "create server a\nlist\n";
+            let (mut input, mut lines) = (text.as_bytes(), Vec::new());
+            while let Some(line) = next_line(&mut input).unwrap() {
+                lines.push(line);
+            }
+            assert_eq!(lines.len(), 2, "{length}");
+            assert_eq!(lines[1], "list\n");
+        }
     }
 }

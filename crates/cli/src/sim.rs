@@ -89,21 +89,26 @@ fn replayed(path: &Path) -> anyhow::Result<()> {
 
 fn plan(path: &Path, args: &SimArgs) -> anyhow::Result<Plan> {
     let file = path.display().to_string();
-    let text = read(path).map_err(|error| misused(format!("cannot read {file}: {error}")))?;
+    let text = read(path).map_err(misused)?;
     Plan::new(&text, &file, &args.sweep, args.seed).map_err(misused)
 }
 
-/// A file that is not too long.
-pub fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let read = File::open(path)?
-        .take(FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
-    if read as u64 > FILE_BYTES_MAX {
-        let sentence = format!("longer than {FILE_BYTES_MAX} bytes, which no scenario is");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
+/// A text that is not too long. What is wrong with it is one sentence with the file, and the line of what is no text.
+pub fn read(path: &Path) -> Result<String, String> {
+    let file = path.display();
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    let count = read.map_err(|error| format!("cannot read {file}: {error}"))?;
+    if count as u64 > FILE_BYTES_MAX {
+        return Err(format!(
+            "cannot read {file}: longer than {FILE_BYTES_MAX} bytes, which no scenario is"
+        ));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        format!("{file}:{line}: this is no text in UTF-8")
+    })
 }
 
 /// On all cores, with a bar on a terminal.
@@ -235,6 +240,13 @@ mod tests {
             [replay("/nonexistent/a.trace"), replay("/dev/null")],
             [Code::Usage; 2]
         );
+        let file = std::env::temp_dir().join(format!("whimbrel-{}.latin1.toml", std::process::id()));
+        fs::write(&file, b"[memory]\n# gr\xf6\xdfe\n").unwrap();
+        let latin = run(&args(&file, "seed=1")).unwrap_err();
+        fs::remove_file(&file).unwrap();
+        let sentence = format!("{}:2: this is no text in UTF-8", file.display());
+        assert_eq!(latin.to_string(), sentence);
+        assert_eq!(code(latin), Code::Usage);
         // Endless, and no text either.
         let endless = run(&args(Path::new("/dev/zero"), "seed=1")).unwrap_err();
         assert!(endless.to_string().contains("which no scenario is"), "{endless}");

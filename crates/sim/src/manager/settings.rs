@@ -55,7 +55,8 @@ impl Policy {
     }
 }
 
-/// The settings of the manager. They hold for what begins after they were set.
+/// The settings of the manager. Policy, downtime and background rate hold for migrations that begin later, and the lead for forward
+/// contexts that begin later. Links, disk and references hold at once, for a migration under way, too; what was begun ends as it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How VMs are migrated.

@@ -89,8 +89,18 @@ fn number(value: f64) -> String {
 }
 
 fn line(fields: impl Iterator<Item = String>) -> String {
-    let fields: Vec<String> = fields.map(quoted).collect();
+    let fields: Vec<String> = fields.map(|field| quoted(harmless(field))).collect();
     fields.join(",") + "\n"
+}
+
+/// Names come from files of other people: what a spreadsheet would take for a formula begins with an apostrophe, and no control
+/// character reaches a terminal.
+fn harmless(field: String) -> String {
+    let field = field.replace(|c: char| c.is_control() && c != '\n', " ");
+    match field.starts_with(['=', '+', '-', '@']) && field.parse::<f64>().is_err() {
+        true => format!("'{field}"),
+        false => field,
+    }
 }
 
 /// RFC 4180, section 2, rules 5 to 7.
@@ -114,6 +124,23 @@ mod tests {
         assert_eq!(quoted("a,b".to_owned()), "\"a,b\"");
         assert_eq!(quoted("say \"no\"".to_owned()), "\"say \"\"no\"\"\"");
         assert_eq!(quoted("a\nb".to_owned()), "\"a\nb\"");
+    }
+
+    #[test]
+    fn no_field_is_a_formula_or_moves_a_cursor() {
+        let fields = [
+            "=cmd|' /C calc'!A0",
+            "@a",
+            "-a,b",
+            "-5",
+            "+1e3",
+            "a=b",
+            "\u{1b}[2J",
+        ];
+        assert_eq!(
+            line(fields.into_iter().map(str::to_owned)),
+            "'=cmd|' /C calc'!A0,'@a,\"'-a,b\",-5,+1e3,a=b, [2J\n"
+        );
     }
 
     #[test]

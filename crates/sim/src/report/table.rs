@@ -39,8 +39,11 @@ const CHOICE: [Named<Outcome, String>; 4] = [
 /// Columns of words.
 pub(super) const WORDS: usize = 2;
 
-/// A longer name is cut in front: names of a sweep differ at their ends.
+/// A longer name is cut after its beginning, which names the scenario: names of a sweep differ at their ends.
 const NAME_CHARS: usize = 60;
+
+/// What is left of the beginning.
+const NAME_BEGIN_CHARS: usize = 20;
 
 /// Notes below the table; the others are in JSON.
 const NOTES_MAX: usize = 20;
@@ -99,13 +102,13 @@ fn cell(words: &str) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    match words.chars().count() {
-        count if count <= NAME_CHARS => words,
-        count => format!(
-            "…{}",
-            words.chars().skip(count - NAME_CHARS + 1).collect::<String>()
-        ),
+    let count = words.chars().count();
+    if count <= NAME_CHARS {
+        return words;
     }
+    let begin: String = words.chars().take(NAME_BEGIN_CHARS).collect();
+    let end_chars = NAME_CHARS - NAME_BEGIN_CHARS - 1;
+    begin + "…" + &words.chars().skip(count - end_chars).collect::<String>()
 }
 
 fn notes(cases: &[Case]) -> impl Iterator<Item = String> + '_ {
@@ -194,5 +197,11 @@ mod tests {
         assert_eq!(text.lines().count(), 2 + NOTES_MAX + 1);
         assert!(text.contains("a [2J b: late\n") && text.ends_with("and 5 more notes\n"));
         assert_eq!(cell(&"x".repeat(99)).chars().count(), NAME_CHARS);
+        let swept = format!("web{}, link.rate=1Gbit/s", ", guest.load.0.rate=10MB/s".repeat(3));
+        let cut = cell(&swept);
+        assert!(
+            cut.starts_with("web, ") && cut.ends_with(", link.rate=1Gbit/s"),
+            "{cut}"
+        );
     }
 }

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::error::line_of;
-use super::{trace, Load, ModelKind, PrePagingKind, Scenario, ScenarioError, StrategyKind, Teleport};
+use super::error::shortened;
+use super::place::Places;
+use super::{
+    trace, Competing, Load, ModelKind, PrePagingKind, Scenario, ScenarioError, StrategyKind, Teleport,
+};
 use super::{Time, EVENTS_MAX, LIST_MAX, PAGES_MAX, VCPUS_MAX};
 
 /// What a host or a network takes for one thing at most: an hour.
@@ -37,6 +40,15 @@ pub(super) fn checked(mut scenario: Scenario, text: &str, file: &str) -> Result<
     Ok(scenario)
 }
 
+/// The line of a key; 0 if there is no text.
+fn line_of(text: &str, key: &str) -> usize {
+    let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+    match text.is_empty() {
+        true => 0,
+        false => Places::of(text).line(&path),
+    }
+}
+
 fn complete(scenario: &mut Scenario, file: &Path) -> Result<(), Wrong> {
     sizes(scenario)?;
     costs(scenario)?;
@@ -53,16 +65,6 @@ fn complete(scenario: &mut Scenario, file: &Path) -> Result<(), Wrong> {
 }
 
 fn sizes(scenario: &Scenario) -> Result<(), Wrong> {
-    let pages = scenario.memory_pages();
-    if pages == 0 {
-        return wrong("memory.size", "no pages: a memory has at least one");
-    }
-    if pages > PAGES_MAX {
-        return wrong(
-            "memory.size",
-            format!("{pages} pages; at most {PAGES_MAX} (256 GiB) can be simulated"),
-        );
-    }
     if !(1..=VCPUS_MAX).contains(&scenario.guest.vcpus) {
         return wrong("guest.vcpus", format!("must be between 1 and {VCPUS_MAX}"));
     }
@@ -112,15 +114,16 @@ fn links(scenario: &Scenario) -> Result<(), Wrong> {
     for (name, competing) in storage.chain([("link", &scenario.link.competing)]) {
         if competing.len() > LIST_MAX {
             return wrong(
-                format!("{name}.competing"),
+                format!("{name}.competing.{LIST_MAX}"),
                 format!("at most {LIST_MAX} streams can compete"),
             );
         }
-        if competing
-            .iter()
-            .any(|one| one.until.is_some_and(|until| until.0 <= one.from.0))
-        {
-            return wrong(format!("{name}.competing"), "`until` must be later than `from`");
+        let is_empty = |one: &Competing| one.until.is_some_and(|until| until.0 <= one.from.0);
+        if let Some(at) = competing.iter().position(is_empty) {
+            return wrong(
+                format!("{name}.competing.{at}.until"),
+                "`until` must be later than `from`",
+            );
         }
     }
     if scenario
@@ -136,7 +139,10 @@ fn links(scenario: &Scenario) -> Result<(), Wrong> {
 fn places(scenario: &mut Scenario) -> Result<(), Wrong> {
     let used = used_pages(scenario);
     if scenario.guest.load.len() > LIST_MAX {
-        return wrong("guest.load", format!("at most {LIST_MAX} loads"));
+        return wrong(
+            format!("guest.load.{LIST_MAX}"),
+            format!("at most {LIST_MAX} loads"),
+        );
     }
     let mut next = 0;
     for (at, load) in scenario.guest.load.iter_mut().enumerate() {
@@ -182,7 +188,8 @@ fn keys_fit(at: usize, load: &Load) -> Result<(), Wrong> {
     ];
     for (key, is_said, model) in keys {
         if is_said && model != load.model {
-            let sentence = format!("belongs to the model {model:?}, and this one is {:?}", load.model);
+            let (owner, this) = (model.word(), load.model.word());
+            let sentence = format!("belongs to the model {owner}, and this one is {this}");
             return wrong(format!("guest.load.{at}.{key}"), sentence);
         }
     }
@@ -250,7 +257,10 @@ fn read_trace(at: usize, load: &mut Load, scenario: &Path) -> Result<(), Wrong> 
 
 fn applications(scenario: &Scenario) -> Result<(), Wrong> {
     if scenario.application.len() > LIST_MAX {
-        return wrong("application", format!("at most {LIST_MAX} applications"));
+        return wrong(
+            format!("application.{LIST_MAX}"),
+            format!("at most {LIST_MAX} applications"),
+        );
     }
     for (at, application) in scenario.application.iter().enumerate() {
         let named = scenario
@@ -262,7 +272,7 @@ fn applications(scenario: &Scenario) -> Result<(), Wrong> {
         if named != 1 {
             let sentence = format!(
                 "{named} loads have the name `{}`; exactly one must",
-                application.load
+                shortened(&application.load)
             );
             return wrong(format!("application.{at}.load"), sentence);
         }
@@ -282,6 +292,12 @@ fn migration(scenario: &Scenario) -> Result<(), Wrong> {
         return wrong(
             "migration.teleport",
             "needs a storage network: a section [storage] with a rate",
+        );
+    }
+    if migration.collect && migration.rounds.is_some() {
+        return wrong(
+            "migration.rounds",
+            "not together with collect = true, which sends one round for each of `snapshots`",
         );
     }
     let leaves_residue = !matches!(migration.strategy, StrategyKind::Precopy | StrategyKind::Stopcopy);

@@ -17,6 +17,7 @@
 
 mod check;
 mod error;
+mod place;
 mod trace;
 mod units;
 
@@ -77,6 +78,7 @@ pub struct Scenario {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Memory {
+    #[serde(deserialize_with = "units::memory_size")]
     pub size: Size,
     /// Part of the pages that are full of zeros at first, in groups of 64.
     #[serde(default)]
@@ -159,6 +161,22 @@ pub(crate) enum ModelKind {
     PageCache,
     /// What was recorded.
     Trace,
+}
+
+impl ModelKind {
+    /// As a scenario names it.
+    fn word(self) -> &'static str {
+        match self {
+            ModelKind::Uniform => "uniform",
+            ModelKind::Sequential => "sequential",
+            ModelKind::HotCold => "hot-cold",
+            ModelKind::MovingSet => "moving-set",
+            ModelKind::Lru => "lru",
+            ModelKind::Heap => "heap",
+            ModelKind::PageCache => "page-cache",
+            ModelKind::Trace => "trace",
+        }
+    }
 }
 
 /// A load: accesses of all vCPUs to an area of the memory.
@@ -477,14 +495,9 @@ fn teleport<'de, D: Deserializer<'de>>(from: D) -> Result<Teleport, D::Error> {
         (_, Some("auto")) => return Ok(Teleport::Auto),
         _ => {}
     }
-    let wrong = |_| {
-        D::Error::custom(format!(
-            "R of {value}: must be between 0 and 1, \"auto\" or false"
-        ))
-    };
-    Share::deserialize(value.clone().into_deserializer())
+    Share::deserialize(value.into_deserializer())
         .map(|ratio| Teleport::Ratio(ratio.0))
-        .map_err(|e: toml::de::Error| wrong(e))
+        .map_err(|_: toml::de::Error| D::Error::custom("must be between 0 and 1, \"auto\" or false"))
 }
 
 impl Scenario {
@@ -493,8 +506,7 @@ impl Scenario {
     /// # Errors
     /// One sentence with the line of the first thing that is wrong.
     pub fn parse(text: &str, file: &str) -> Result<Self, ScenarioError> {
-        let scenario = toml::from_str(text).map_err(|e| error::explained(&e, text, file))?;
-        check::checked(scenario, text, file)
+        check::checked(error::read(text, file)?, text, file)
     }
 
     /// Reads a scenario from what was already read as TOML, and changed meanwhile. Errors have no line, but name the key.
@@ -502,8 +514,7 @@ impl Scenario {
     /// # Errors
     /// As for [`Scenario::parse`].
     pub fn from_table(table: toml::Table, file: &str) -> Result<Self, ScenarioError> {
-        let scenario = table.try_into().map_err(|e| error::explained(&e, "", file))?;
-        check::checked(scenario, "", file)
+        check::checked(error::read_table(table, file)?, "", file)
     }
 
     /// Its name; the file's if it has none.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use whimbrel_policy::PAGE_SIZE;
 
+use super::PAGES_MAX;
+
 /// Bytes; more than 0 is not asked for here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size(pub u64);
@@ -30,6 +32,7 @@ pub(crate) struct Multiple(pub f64);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Frequency(pub f64);
 
+const MEMORY_SIZES: &str = "a memory has between 1 page and 256 GiB";
 const SIZES: &str = "a size is a number with B, kB, MB, GB, KiB, MiB, GiB, TiB or pages, as in \"4GiB\"";
 const RATES: &str =
     "a rate is a number with B/s, kB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s, kbit/s, Mbit/s or Gbit/s, as in \"1Gbit/s\"";
@@ -90,18 +93,29 @@ fn rate_unit(unit: &str) -> Option<f64> {
 }
 
 fn size(text: &str) -> Result<Size, String> {
+    let bytes = bytes(text)?;
+    within(bytes, 0.0, SIZE_MAX, "a size must be between 0 and 1024 PiB").map(|bytes| Size(bytes as u64))
+}
+
+/// The size of a memory.
+pub(super) fn memory_size<'de, D: Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
+    from.deserialize_any(Quantity {
+        read: |text| {
+            let bytes = bytes(text)?;
+            let pages = (bytes / PAGE_SIZE as f64).ceil();
+            within(pages, 1.0, PAGES_MAX as f64, MEMORY_SIZES).map(|_| Size(bytes as u64))
+        },
+        expected: SIZES,
+    })
+}
+
+fn bytes(text: &str) -> Result<f64, String> {
     let (number, unit) = split(text).ok_or(SIZES)?;
     let scale = match unit {
         "pages" | "page" => PAGE_SIZE as f64,
         unit => byte_unit(unit).ok_or(SIZES)?,
     };
-    within(
-        number * scale,
-        0.0,
-        SIZE_MAX,
-        "a size must be between 0 and 1024 PiB",
-    )
-    .map(|bytes| Size(bytes as u64))
+    Ok(number * scale)
 }
 
 fn rate(text: &str) -> Result<Rate, String> {
@@ -217,15 +231,11 @@ macro_rules! quantity {
 quantity!(Size, size, SIZES);
 quantity!(Rate, rate, RATES);
 quantity!(Time, time, TIMES);
-quantity!(
-    Share,
-    |text| part(text, 1.0, SHARES).map(Share),
-    "a share between 0 and 1"
-);
+quantity!(Share, |text| part(text, 1.0, SHARES).map(Share), SHARES);
 quantity!(
     Multiple,
     |text| part(text, 1000.0, MULTIPLES).map(Multiple),
-    "a multiple between 0 and 1000"
+    MULTIPLES
 );
 quantity!(Frequency, frequency, FREQUENCIES);
 

@@ -328,6 +328,10 @@ mod tests {
         let value = error("migration.strategy=hope");
         assert!(value.contains("hope") && value.contains("postcopy"), "{value}");
         assert_eq!(
+            error("guest.load.0.rate=-5MB/s"),
+            "with guest.load.0.rate=-5MB/s: web.toml: guest.load.0.rate: a rate must be positive"
+        );
+        assert_eq!(
             error("guest.load.3.rate=1"),
             "web.toml has no place for guest.load.3.rate: load has one element, 0, and 3 is none of them"
         );
