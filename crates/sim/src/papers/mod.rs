@@ -76,8 +76,10 @@ impl Finding {
     /// The simulated number over the printed one.
     pub fn ratio(&self) -> Option<f64> {
         match self.paper {
-            Told::Value(value) | Told::AtLeast(value) | Told::AtMost(value) => Some(self.simulated / value),
-            Told::Shape(..) => None,
+            Told::Value(value) | Told::AtLeast(value) | Told::AtMost(value) if value != 0.0 => {
+                Some(self.simulated / value)
+            }
+            _ => None,
         }
     }
 
