@@ -109,6 +109,7 @@ fn auto(args: &MigrateArgs, nature: &Nature) -> Named {
         scan: SCAN,
         stop: nature.stop,
         arm: nature.arm,
+        drop: nature.drop,
         after: nature.after,
     };
     Named::Auto {

@@ -62,6 +62,8 @@ pub struct Nature {
     pub stop: Duration,
     /// How much longer that is if pages follow after the start.
     pub arm: Duration,
+    /// And if older copies of some of those are there already.
+    pub drop: Duration,
     /// From the last page until the source's copy is gone.
     pub after: Duration,
 }

@@ -158,6 +158,7 @@ pub(crate) fn look<W: Workload>(
                 scan,
                 stop: nature.stop,
                 arm: nature.arm,
+                drop: nature.drop,
                 after: nature.after,
             },
         },

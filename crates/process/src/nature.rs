@@ -15,6 +15,8 @@ const STOP_PER_THREAD: Duration = Duration::from_micros(300);
 const STOP_PER_MAPPING: Duration = Duration::from_micros(10);
 /// Missing pages have to be armed, and the last steps of the rebuild fault for some.
 const ARM: Duration = Duration::from_micros(2000);
+/// Written pages lie scattered: each of them is a hole to be made.
+const DROP: Duration = Duration::from_micros(8000);
 /// The frozen copy is ended, whatever it is.
 const AFTER: Duration = Duration::from_millis(10);
 /// For each MiB of it: its memory is given back.
@@ -36,6 +38,7 @@ pub fn of(pid: i32) -> Nature {
         state_bytes: STATE_BYTES + STATE_BYTES_PER_THREAD * threads,
         stop: STOP + STOP_PER_THREAD * others + STOP_PER_MAPPING * mappings,
         arm: ARM,
+        drop: DROP,
         after: AFTER + AFTER_PER_MIB * u32::try_from(mib).unwrap_or(u32::MAX),
     }
 }

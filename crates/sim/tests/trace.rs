@@ -209,6 +209,7 @@ fn head() -> impl Strategy<Value = Head> {
             scan: times[2],
             stop: times[3],
             arm: times[4],
+            drop: times[4],
             after: times[5],
         },
         round_trip: times[6],

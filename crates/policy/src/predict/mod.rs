@@ -71,6 +71,8 @@ pub struct Costs {
     pub stop: Duration,
     /// How much longer that is if pages follow after the start.
     pub arm: Duration,
+    /// And if older copies of some of those are there, which have to go first.
+    pub drop: Duration,
     /// From the last page until the source is released.
     pub after: Duration,
 }

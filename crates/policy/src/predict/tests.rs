@@ -31,6 +31,7 @@ fn measured(set: f64, rate: f64) -> Measured {
             scan: Duration::from_millis(1),
             stop: Duration::from_millis(8),
             arm: Duration::from_millis(2),
+            drop: Duration::from_millis(3),
             after: Duration::from_millis(10),
         },
     }
@@ -130,6 +131,16 @@ fn a_sweep_as_fast_as_the_link_leaves_what_it_came_to_in_a_round() {
     // those were two rounds without progress.
     assert_near(told.downtime_s.likely, 0.562 * 40_960.0 / 24_414.0 + 0.009, 0.03);
     assert_eq!(told.rounds, 3);
+}
+
+#[test]
+fn older_copies_have_to_go_before_a_page_can_be_missing() {
+    let idle = measured(0.0, 0.0);
+    let busy = measured(4_000.0, 2_000.0);
+    let hybrid = Course::Hybrid { passes: 1 };
+    assert_near(predicted(&idle, hybrid).downtime_s.likely, 0.011, 1e-6);
+    assert_near(predicted(&busy, hybrid).downtime_s.likely, 0.014, 1e-6);
+    assert_near(predicted(&busy, Course::PostCopy).downtime_s.likely, 0.011, 1e-6);
 }
 
 #[test]

@@ -276,7 +276,12 @@ impl<'a> Walk<'a> {
         let owed = self.owed(left);
         let urgent = urgent.min(owed);
         self.stop(urgent);
-        let arm = self.measured.costs.arm.as_secs_f64() * self.cost;
+        let costs = &self.measured.costs;
+        let drop = match self.sent_pages > urgent && owed > left + urgent {
+            true => costs.drop,
+            false => Duration::ZERO,
+        };
+        let arm = (costs.arm + drop).as_secs_f64() * self.cost;
         self.walked.downtime_s += arm;
         self.walked.total_s += arm;
         self.resume(owed - urgent);

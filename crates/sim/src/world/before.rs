@@ -374,6 +374,7 @@ pub(super) fn costs(scenario: &Scenario) -> Costs {
         scan: 2 * latency + scan,
         stop: host.freeze.0 + host.capture.0 + scan + host.restore.0 + 3 * latency,
         arm: Duration::ZERO,
+        drop: Duration::ZERO,
         after: latency,
     }
 }
